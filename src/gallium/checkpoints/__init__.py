@@ -1,0 +1,1 @@
+"""Reading model files: safetensors, GGUF, hubs."""

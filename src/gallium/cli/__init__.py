@@ -1,0 +1,1 @@
+"""The gallium command; one subcommand, one file."""

@@ -1,0 +1,1 @@
+"""What runs when: scheduling, sampling, the request's life."""

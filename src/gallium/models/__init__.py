@@ -1,0 +1,1 @@
+"""The GLM models, written over the seam."""

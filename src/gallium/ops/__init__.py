@@ -1,0 +1,1 @@
+"""The hardware seam: operations, their meaning, and how backends are found."""

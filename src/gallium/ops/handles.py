@@ -1,0 +1,168 @@
+"""Values that cross the hardware seam. Data only, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float32]
+IntArray: TypeAlias = NDArray[np.int32]
+Precision: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
+Role: TypeAlias = Literal["linear", "head", "embedding", "router"]
+"""What a projection is for. A backend may keep a role more precise than asked (a router is always float32)."""
+
+
+class Tensor(Protocol):
+    """All that a model may touch on a tensor; everything else is an op."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def reshape(self, *shape: int) -> Tensor: ...
+    def __getitem__(self, key: Any) -> Tensor: ...  # basic slices: views only
+
+
+class Weight(Protocol):
+    """A checkpoint tensor that has not been read yet: 1-D `[n]` or 2-D `[out, in]`.
+
+    Backends read it while packing, a few rows at a time, so that a model never exists twice in memory.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def storage(self) -> str:
+        """How `raw` is coded: F32, F16, BF16, or a GGUF block format: Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K."""
+        ...
+
+    def raw(self) -> NDArray[np.uint8]:
+        """The stored bytes, 1-D, row after row; a view of the mapped file where the layout allows it."""
+        ...
+
+    def float32(self, start: int = 0, stop: int | None = None) -> FloatArray:
+        """Rows `start:stop` (elements, for 1-D) decoded to float32."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary embedding of the first `dim` of each head; frequencies base^(-2i/dim)."""
+
+    dim: int  # rotated width, may be smaller than head_dim
+    base: float
+    interleaved: bool  # GLM-4 pairs (0,1); GLM-4.5 pairs (0, dim/2)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """The facts of one model's attention. All widths come from the checkpoint's config, none is derived."""
+
+    kind: Literal["gqa", "mla", "mla_sparse"]
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int  # q.k width; for mla: nope width
+    v_head_dim: int
+    scale: float
+    rope: RopeSpec
+    latent_dim: int = 0  # mla only
+    index_dim: int = 0  # mla_sparse only: width of one index key
+    index_topk: int = 0  # mla_sparse only: tokens each query may see
+
+
+@dataclass(frozen=True, slots=True)
+class MoeSpec:
+    """How tokens choose experts."""
+
+    num_experts: int
+    top_k: int
+    scoring: Literal["sigmoid", "softmax"]
+    renormalize: bool
+    routed_scale: float
+    num_groups: int = 1
+    top_groups: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a backend must know of a model before it is opened."""
+
+    name: str  # the architecture: "glm", "glm4", "glm4_moe", …
+    num_layers: int
+    hidden: int
+    vocab_size: int  # rows of the head
+    attention: AttentionSpec
+    moe: MoeSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A packed projection `[out, in]`. `data` and `bias` are private to the backend that packed it."""
+
+    in_features: int
+    out_features: int
+    data: Any
+    bias: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The packed experts of one layer: hidden -> width -> hidden."""
+
+    num_experts: int
+    hidden: int
+    width: int
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class KvCache:
+    """One layer's paged cache. The backend owns shape, order and dtype."""
+
+    num_blocks: int
+    block_size: int
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass, described on the host. The scheduler builds it, a backend plans it."""
+
+    token_ids: IntArray  # [tokens]
+    positions: IntArray  # [tokens], consecutive within a sequence
+    query_start: IntArray  # [seqs + 1]
+    context_lens: IntArray  # [seqs], after this step
+    block_tables: IntArray  # [seqs, max_blocks]; entries past the context are -1 and never read
+    logit_rows: IntArray  # [rows], indices into tokens
+
+    def slots(self, block_size: int) -> IntArray:
+        """`[tokens]`: where each token's key and value go: block * block_size + offset."""
+        seq = np.repeat(np.arange(len(self.context_lens)), np.diff(self.query_start))
+        blocks = self.block_tables[seq, self.positions // block_size]
+        slots: IntArray = (blocks * block_size + self.positions % block_size).astype(np.int32)
+        return slots
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerInputs:
+    """How each logit row is sampled. temperature 0 is greedy; (seed, position) fixes a row's noise.
+
+    Adjustments are sparse, in compressed rows: those of row r are `[adjust_start[r]:adjust_start[r + 1]]`.
+    For each listed token first the repetition penalty (`logit / scale` if positive, else `logit * scale`),
+    then `+ bias` (logit bias minus presence and frequency penalties; -inf forbids the token).
+    """
+
+    temperature: FloatArray  # [rows]
+    top_k: IntArray  # [rows], 0 = off
+    top_p: FloatArray  # [rows], 1 = off
+    min_p: FloatArray  # [rows], 0 = off
+    seed: NDArray[np.uint64]  # [rows]
+    position: IntArray  # [rows], of the token being drawn
+    adjust_start: IntArray  # [rows + 1]
+    adjust_ids: IntArray  # [adjustments], unique within a row
+    adjust_scale: FloatArray  # [adjustments], 1 = none
+    adjust_bias: FloatArray  # [adjustments], 0 = none
+    vocab_size: int  # ids from here on are padding and never drawn

@@ -1,0 +1,68 @@
+"""Settings: frozen, resolved once, never written again. Environment variables `GALLIUM_*` are read here only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from gallium.errors import UsageError
+
+PrecisionChoice = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+Hub = Literal["huggingface", "modelscope"]
+KNOWN_VARIABLES = {
+    "GALLIUM_CPU_LEVEL": "instruction-set level of the CPU kernels: generic, avx512 or amx (default: the best there is)",
+    "GALLIUM_THREADS": "threads of the CPU kernels (default: the cores this process may use)",
+    "GALLIUM_DEBUG": "1 prints tracebacks, as --debug does",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How a model is loaded and run."""
+
+    backend: str = "auto"
+    precision: PrecisionChoice = "auto"
+    hub: Hub = "huggingface"
+    revision: str | None = None
+    threads: int | None = None
+    kv_memory: int | None = None  # bytes; None: a share of the free memory, see engine/memory.py
+    block_size: int = 32  # tokens per KV block
+    max_context: int | None = None  # tokens; None: what the model allows and the cache holds
+    max_batch: int = 64  # sequences per step
+    max_step_tokens: int = 512  # tokens per step: the chunk of chunked prefill
+    prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(PrecisionChoice):
+            raise UsageError(f"unknown precision {self.precision!r}; choose from {', '.join(get_args(PrecisionChoice))}.")
+        if self.hub not in get_args(Hub):
+            raise UsageError(f"unknown hub {self.hub!r}; choose from {', '.join(get_args(Hub))}.")
+        for name in ("threads", "kv_memory", "max_context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}.")
+        for name in ("block_size", "max_batch", "max_step_tokens"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+
+def environment(name: str) -> str | None:
+    """The value of one GALLIUM_* variable, None if unset or empty. Raises UsageError on unknown GALLIUM_* names."""
+    if name not in KNOWN_VARIABLES:
+        raise KeyError(name)
+    return os.environ.get(name) or None
+
+
+def check_environment() -> None:
+    """Refuse misspelt GALLIUM_* variables instead of ignoring them."""
+    unknown = sorted(k for k in os.environ if k.startswith("GALLIUM_") and k not in KNOWN_VARIABLES)
+    if unknown:
+        known = "\n".join(f"  {name}  {what}" for name, what in KNOWN_VARIABLES.items())
+        raise UsageError(f"unknown environment variable {', '.join(unknown)}; known are:\n{known}")
+
+
+def cache_dir() -> Path:
+    """Where Gallium keeps its own files (not the hub's): `$XDG_CACHE_HOME/gallium`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gallium"
