@@ -12,8 +12,9 @@ from gallium.errors import UsageError
 PrecisionChoice = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 Hub = Literal["huggingface", "modelscope"]
 KNOWN_VARIABLES = {
-    "GALLIUM_CPU_LEVEL": "instruction-set level of the CPU kernels: generic, avx512 or amx (default: the best there is)",
+    "GALLIUM_CPU_LEVEL": "instruction-set level of the CPU kernels: generic, avx512 or amx (default: the best)",
     "GALLIUM_THREADS": "threads of the CPU kernels (default: the cores this process may use)",
+    "GALLIUM_API_KEY": "what --api-key of `gallium serve` says, without showing it in the list of processes",
     "GALLIUM_DEBUG": "1 prints tracebacks, as --debug does",
 }
 
@@ -36,7 +37,9 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(PrecisionChoice):
-            raise UsageError(f"unknown precision {self.precision!r}; choose from {', '.join(get_args(PrecisionChoice))}.")
+            raise UsageError(
+                f"unknown precision {self.precision!r}; choose from {', '.join(get_args(PrecisionChoice))}."
+            )
         if self.hub not in get_args(Hub):
             raise UsageError(f"unknown hub {self.hub!r}; choose from {', '.join(get_args(Hub))}.")
         for name in ("threads", "kv_memory", "max_context"):

@@ -43,29 +43,35 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0.0, math.inf)
-        _within("top_k", self.top_k, 0, 2**31 - 1)
+        _within("temperature", self.temperature, 0.0, 1000.0)  # beyond float32, logits would become NaN
+        _whole("top_k", self.top_k, 0, 2**31 - 1)
         _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _within("min_p", self.min_p, 0.0, 1.0)
-        _within("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
+        _within("repetition_penalty", self.repetition_penalty, 0.001, 1000.0)
         _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         for bias in self.logit_bias.values():
             _within("logit_bias", bias, -100.0, 100.0)
         if self.seed is not None:
-            _within("seed", self.seed, -(2**63), 2**64 - 1)
+            _whole("seed", self.seed, -(2**63), 2**64 - 1)
         if self.max_tokens is not None:
-            _within("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        _within("min_tokens", self.min_tokens, 0, 2**31 - 1)
+            _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _whole("min_tokens", self.min_tokens, 0, 2**31 - 1)
         if self.logprobs is not None:
-            _within("logprobs", self.logprobs, 0, 20)
-        _within("n", self.n, 1, 128)
-        if any(not s for s in self.stop):
-            raise InvalidRequest("stop strings must not be empty.", "stop")
+            _whole("logprobs", self.logprobs, 0, 20)
+        _whole("n", self.n, 1, 128)
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise InvalidRequest(f"stop must be a tuple of strings that are not empty, not {self.stop!r}.", "stop")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens}).", "min_tokens"
             )
+
+
+def _whole(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, int):
+        raise InvalidRequest(f"{name} must be a whole number, not {value!r}.", name)
+    _within(name, value, low, high)
 
 
 def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
@@ -78,7 +84,7 @@ def _within(name: str, value: float, low: float, high: float, *, open_low: bool 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The natural-log probability of one emitted token under the model's raw distribution, and the best alternatives."""
+    """The natural-log probability of an emitted token under the model's raw distribution, and the best alternatives."""
 
     token_id: int
     logprob: float

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Literal, Protocol
 
-from gallium.errors import BackendError
+from gallium.errors import BackendError, UsageError
 from gallium.ops.handles import ModelFacts, Precision
-from gallium.ops.interface import Ops
+from gallium.ops.interface import Ops, op_names
 
 API_VERSION = 1
 ENTRY_POINT_GROUP = "gallium.backends"
@@ -55,24 +55,49 @@ class Backend(Protocol):
         ...
 
 
+@dataclass
+class Unloadable:
+    """The place of a plug-in that cannot be used: it is listed with the reason, and refused when it is asked for."""
+
+    name: str
+    reason: str
+    priority: int = -1
+    api_version: int = API_VERSION
+
+    def probe(self) -> Probe:
+        """Never usable."""
+        return Probe(available=False, emulated=False, devices=0, reason=self.reason)
+
+    def support(self, model: ModelFacts, precision: Precision) -> list[Support]:
+        """No op."""
+        return [Support(op, "unsupported", self.reason) for op in op_names()]
+
+    def open(self, model: ModelFacts, precision: Precision, threads: int | None = None) -> Ops:
+        """Raises BackendError with the reason."""
+        raise BackendError(self.reason)
+
+
 def installed() -> list[Backend]:
     """All backends that the environment offers, built-ins included, highest priority first.
 
-    Raises BackendError for a plug-in that does not import or speaks another API version.
+    A plug-in that does not import, or speaks another API version, is there as Unloadable: it must not keep the others
+    from working.
     """
-    found: list[Backend] = []
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            backend: Backend = point.load()
-        except Exception as cause:
-            raise BackendError(f"backend plug-in {point.name!r} ({point.value}) does not load: {cause}") from cause
-        if backend.api_version != API_VERSION:
-            raise BackendError(
-                f"backend plug-in {point.name!r} speaks API version {backend.api_version}, Gallium speaks "
-                f"{API_VERSION}: install matching versions."
-            )
-        found.append(backend)
+    found = [_loaded(point) for point in entry_points(group=ENTRY_POINT_GROUP)]
     return sorted(found, key=lambda b: (-b.priority, b.name))
+
+
+def _loaded(point: EntryPoint) -> Backend:
+    try:
+        backend: Backend = point.load()
+        version = backend.api_version
+    except Exception as cause:
+        reason = f"the plug-in {point.value} does not load: {type(cause).__name__}: {cause}"
+        return Unloadable(point.name, reason)
+    if version != API_VERSION:
+        reason = f"the plug-in speaks API version {version}, Gallium speaks {API_VERSION}: install matching versions."
+        return Unloadable(point.name, reason)
+    return backend
 
 
 def choose(name: str, backends: Iterable[Backend]) -> Backend:
@@ -83,11 +108,19 @@ def choose(name: str, backends: Iterable[Backend]) -> Backend:
             probe = backend.probe()
             if backend.priority >= 0 and probe.available and not probe.emulated:
                 return backend
-        raise BackendError("no usable backend is installed: `gallium doctor` lists what was found and why not.")
-    for backend in known:
-        if backend.name == name:
-            probe = backend.probe()
-            if not probe.available:
-                raise BackendError(f"backend {name!r} was asked for but is not usable: {probe.reason}")
-            return backend
-    raise BackendError(f"unknown backend {name!r}; installed: {', '.join(b.name for b in known)}.")
+        emulated = [b.name for b in known if b.probe().available and b.probe().emulated]
+        hint = f" Emulated ones must be named: --backend {' or '.join(emulated)}." if emulated else ""
+        raise BackendError(f"no usable backend is installed: `gallium doctor` lists what was found and why not.{hint}")
+    backend = named(name, known)
+    probe = backend.probe()
+    if not probe.available:
+        raise BackendError(f"backend {name!r} was asked for but is not usable: {probe.reason}")
+    return backend
+
+
+def named(name: str, backends: Iterable[Backend]) -> Backend:
+    """The backend called `name`, usable or not. Raises UsageError if there is none."""
+    known = {backend.name: backend for backend in backends}
+    if name not in known:
+        raise UsageError(f"unknown backend {name!r}; installed: {', '.join(known)}.")
+    return known[name]

@@ -11,16 +11,24 @@ from numpy.typing import NDArray
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int32]
 Precision: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
-Role: TypeAlias = Literal["linear", "head", "embedding", "router"]
-"""What a projection is for. A backend may keep a role more precise than asked (a router is always float32)."""
+Role: TypeAlias = Literal["linear", "sensitive", "head", "embedding", "router"]
+"""What a projection is for. A backend may keep a role more precise than asked (a router is always float32).
+
+"sensitive" is a linear that the checkpoint's maker kept more precise than the rest of the model."""
 
 
 class Tensor(Protocol):
     """All that a model may touch on a tensor; everything else is an op."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
-    def reshape(self, *shape: int) -> Tensor: ...
+    def shape(self) -> tuple[int, ...]:
+        """Axis lengths, the tokens first."""
+        ...
+
+    def reshape(self, *shape: int) -> Tensor:
+        """The same elements in another shape."""
+        ...
+
     def __getitem__(self, key: Any) -> Tensor: ...  # basic slices: views only
 
 
@@ -31,9 +39,15 @@ class Weight(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The tensor's name in the checkpoint."""
+        ...
+
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """`[n]` or `[out, in]`."""
+        ...
+
     @property
     def storage(self) -> str:
         """How `raw` is coded: F32, F16, BF16, or a GGUF block format: Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K."""
@@ -162,7 +176,7 @@ class SamplerInputs:
     seed: NDArray[np.uint64]  # [rows]
     position: IntArray  # [rows], of the token being drawn
     adjust_start: IntArray  # [rows + 1]
-    adjust_ids: IntArray  # [adjustments], unique within a row
+    adjust_ids: IntArray  # [adjustments], below vocab_size, unique within a row
     adjust_scale: FloatArray  # [adjustments], 1 = none
     adjust_bias: FloatArray  # [adjustments], 0 = none
     vocab_size: int  # ids from here on are padding and never drawn

@@ -48,7 +48,7 @@ class Ops(ABC):
 
     @abstractmethod
     def download(self, x: Tensor) -> FloatArray:
-        """A tensor as a float32 host array (int32 for the result of `sample`); waits for it."""
+        """A tensor as a float32 host array (int32 for ids and positions); waits for it."""
 
     @abstractmethod
     def plan(self, step: Step) -> Plan:
@@ -62,9 +62,7 @@ class Ops(ABC):
 
     # -- packing: the layout is chosen with the kernel --------------------------
     @abstractmethod
-    def pack_linear(
-        self, parts: Sequence[Weight], bias: Sequence[Weight] = (), role: Role = "linear"
-    ) -> Linear:
+    def pack_linear(self, parts: Sequence[Weight], bias: Sequence[Weight] = (), role: Role = "linear") -> Linear:
         """One projection whose output rows are the rows of `parts` `[out_i, in]`, in order; `bias` likewise `[out_i]`.
 
         A Linear packed with role "head" or "embedding" can also be read by `embed`.
@@ -75,8 +73,13 @@ class Ops(ABC):
         """Per-head projections for `head_linear`; one Weight `[out, in]` per head."""
 
     @abstractmethod
-    def pack_experts(self, gate_up: Sequence[Sequence[Weight]], down: Sequence[Weight]) -> Experts:
-        """Per expert: parts stacked to `[2 * width, hidden]` (gate first), and `[hidden, width]`."""
+    def pack_experts(
+        self,
+        gate_up: Sequence[Sequence[Weight]],
+        down: Sequence[Weight],
+        roles: tuple[Role, Role] = ("linear", "linear"),
+    ) -> Experts:
+        """Per expert: parts stacked to `[2 * width, hidden]` (gate first), and `[hidden, width]`; the role of each."""
 
     @abstractmethod
     def make_kv_cache(self, spec: AttentionSpec, num_blocks: int, block_size: int) -> KvCache:
@@ -164,9 +167,7 @@ class Ops(ABC):
         return x
 
     # -- blocks: correct everywhere; a backend overrides those it can fuse -------
-    def add_rms_norm(
-        self, x: Tensor, residual: Tensor | None, gain: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """(norm(residual + x), residual + x)."""
         residual = x if residual is None else self.add(residual, x)
         return self.rms_norm(residual, gain, eps), residual
@@ -220,9 +221,7 @@ class Ops(ABC):
         q, q_rope, _ = self.mla_prolog(x, w, cache, plan, spec, eps)
         return self.mla_epilog(self.attend_latent(q, q_rope, cache, plan, spec, None), w)
 
-    def mla_sparse(
-        self, x: Tensor, w: Any, cache: KvCache, plan: Plan, spec: AttentionSpec, eps: float
-    ) -> Tensor:
+    def mla_sparse(self, x: Tensor, w: Any, cache: KvCache, plan: Plan, spec: AttentionSpec, eps: float) -> Tensor:
         """Latent attention over the positions that an indexer selects."""
         q, q_rope, q_low = self.mla_prolog(x, w, cache, plan, spec, eps)
         index_q = self.linear(q_low, w.index_q).reshape(x.shape[0], w.index_heads, spec.index_dim)

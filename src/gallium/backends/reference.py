@@ -1,0 +1,41 @@
+"""The reference as a backend: the definitions of the ops. Slow; "auto" never picks it."""
+
+from __future__ import annotations
+
+from gallium.errors import BackendError
+from gallium.ops.backend import API_VERSION, Probe, Support
+from gallium.ops.handles import ModelFacts, Precision
+from gallium.ops.interface import BLOCKS, Ops, op_names
+from gallium.ops.reference import ReferenceOps
+
+
+class ReferenceBackend:
+    """NumPy float32 on any machine, with no native code."""
+
+    name = "reference"
+    priority = -1
+    api_version = API_VERSION
+
+    def probe(self) -> Probe:
+        """Always usable."""
+        return Probe(available=True, emulated=False, devices=1)
+
+    def support(self, model: ModelFacts, precision: Precision) -> list[Support]:
+        """Every op in float32, none in another precision."""
+        if precision != "float32":
+            reason = f"the reference computes in float32 only, not in {precision}"
+            return [Support(op, "unsupported", reason) for op in op_names()]
+        how = {op: "composed of the ops' definitions" if op in BLOCKS else "the definition" for op in op_names()}
+        return [Support(op, "verified", reason) for op, reason in how.items()]
+
+    def open(self, model: ModelFacts, precision: Precision, threads: int | None = None) -> Ops:
+        """The definitions themselves; `threads` is of no use to them. Raises BackendError unless float32."""
+        if precision != "float32":
+            raise BackendError(
+                f"backend 'reference' runs in float32 only, not in {precision}: choose --precision float32, "
+                "or another backend."
+            )
+        return ReferenceOps()
+
+
+backend = ReferenceBackend()

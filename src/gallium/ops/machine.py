@@ -1,0 +1,52 @@
+"""What a backend may tell of the machine it runs on: facts in words, and measured limits. Both are optional."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from gallium.ops.handles import Precision
+
+
+class Fact(NamedTuple):
+    """One line of a report."""
+
+    name: str  # "chip", "cores", "instruction level", …
+    value: str  # with the reason where there was a choice
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the machine can do at best, measured by the backend with the threads that its kernels use."""
+
+    read_bytes_per_s: float
+    operations_per_s: Mapping[Precision, float]  # multiplications and additions, of a product in this precision
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A backend that knows its machine."""
+
+    def describe(self) -> Sequence[Fact]:
+        """Facts in the order of the report; starts nothing and takes no time worth mentioning."""
+        ...
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """A backend that can measure its machine."""
+
+    def measure(self, threads: int | None = None) -> Limits:
+        """Takes about a second. The machine should be idle."""
+        ...
+
+
+@runtime_checkable
+class KnowsWeightBytes(Protocol):
+    """Ops that count what they have packed."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all packed weights."""
+        ...
