@@ -1,0 +1,16 @@
+/* The instruction-set level that kernels use: 0 generic, 1 avx512 (with VNNI and BF16), 2 amx;
+ * 3 amx-emulated: the AMX code with its tiles in software, for tests on machines without AMX, never the best level. */
+#pragma once
+#include "gallium/abi.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+/* The best level of this machine. */
+GA_EXPORT int32_t ga_best_level(void);
+GA_EXPORT int32_t ga_level(void);
+/* 0, or -1 if this machine or this build does not have the level. Not while a kernel runs. */
+GA_EXPORT int32_t ga_set_level(int32_t level);
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,82 @@
+// Finds out which instruction sets this machine has and the operating system saves.
+#include "level.h"
+
+#include "gallium/level.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace ga {
+namespace {
+
+#if defined(__x86_64__)
+struct Registers {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+};
+
+Registers cpuid(unsigned leaf, unsigned sub) {
+    Registers r;
+    __get_cpuid_count(leaf, sub, &r.a, &r.b, &r.c, &r.d);
+    return r;
+}
+
+unsigned long long enabled_state() {
+    unsigned low = 0, high = 0;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (static_cast<unsigned long long>(high) << 32) | low;
+}
+
+bool bit(unsigned value, int index) { return (value >> index) & 1u; }
+
+// Linux gives tile state only to processes that ask for it.
+bool tiles_permitted() {
+#if defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+Level detect() {
+    if (!bit(cpuid(1, 0).c, 27)) return Level::generic;  // OSXSAVE
+    const auto state = enabled_state();
+    constexpr unsigned long long kVectors = 0xe6, kTiles = 0x60000;
+    const Registers seven = cpuid(7, 0), more = cpuid(7, 1);
+    const bool foundation = bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31);  // F DQ BW VL
+    const bool extensions = bit(seven.c, 11) && bit(more.a, 5);                                            // VNNI BF16
+    if (!foundation || !extensions || (state & kVectors) != kVectors) return Level::generic;
+    const bool tiles = bit(seven.d, 24) && bit(seven.d, 22) && bit(seven.d, 25);  // TILE BF16 INT8
+    if (!tiles || (state & kTiles) != kTiles || !tiles_permitted()) return Level::avx512;
+    return Level::amx;
+}
+#else
+Level detect() { return Level::generic; }
+#endif
+
+Level best() {
+    static const Level found = detect();
+    return found;
+}
+
+Level chosen = best();
+
+}  // namespace
+
+Level level() { return chosen; }
+
+}  // namespace ga
+
+int32_t ga_best_level(void) { return static_cast<int32_t>(ga::best()); }
+
+int32_t ga_level(void) { return static_cast<int32_t>(ga::level()); }
+
+int32_t ga_set_level(int32_t level) {
+    const bool emulated = level == static_cast<int32_t>(ga::Level::amx_emulated) && ga::best() >= ga::Level::avx512;
+    if (level < 0 || (level > ga_best_level() && !emulated)) return -1;
+    ga::chosen = static_cast<ga::Level>(level);
+    return 0;
+}

@@ -1,0 +1,11 @@
+// The instruction-set level in use. Levels are ordered: each can run all code of those below it.
+#pragma once
+
+namespace ga {
+
+// amx_emulated runs the AMX code on AVX-512 with tiles in software: for tests, never chosen by itself.
+enum class Level { generic = 0, avx512 = 1, amx = 2, amx_emulated = 3 };
+
+Level level();
+
+}  // namespace ga

@@ -1,0 +1,172 @@
+// Packing: stored rows into the panels of a matrix, quantised on the way if the matrix asks for it.
+#include <math.h>
+
+#include <atomic>
+
+#include "buffer.h"
+#include "decode.h"
+#include "half.h"
+#include "magnitude.h"
+#include "matrix.h"
+#include "pool.h"
+
+namespace ga {
+namespace {
+
+void put_float32(char* panel, int64_t lane, const float* row, int64_t cols) {
+    float* to = reinterpret_cast<float*>(panel) + lane;
+    for (int64_t k = 0; k < cols; ++k) to[k * kPanelRows] = row[k];
+}
+
+void put_bfloat16(char* panel, int64_t lane, const float* row, int64_t cols) {
+    uint16_t* to = reinterpret_cast<uint16_t*>(panel) + lane * 2;
+    for (int64_t k = 0; k < cols; ++k) to[k / 2 * 32 + k % 2] = float_to_bf16(row[k]);
+}
+
+// One group of 32 in 8 bits, with the quants for a scale that is already rounded to float16.
+void put_int8_group(char* panel, int64_t lane, int64_t group, float d, const int8_t* quants) {
+    const uint16_t half = float_to_half(d);
+    memcpy(const_cast<char*>(int8_scales(panel, group)) + lane * 2, &half, 2);
+    auto* to = reinterpret_cast<uint8_t*>(const_cast<char*>(int8_units(panel, group))) + lane * 4;
+    for (int i = 0; i < kGroup; ++i) to[i / 4 * kUnit + i % 4] = static_cast<uint8_t>(quants[i] + 128);
+}
+
+void put_int8(char* panel, int64_t lane, const float* row, int64_t cols) {
+    for (int64_t group = 0; group * kGroup < padded_cols(cols, kInt8); ++group) {
+        const float* x = row + group * kGroup;
+        const int64_t left = cols - group * kGroup, n = left < 0 ? 0 : left < kGroup ? left : kGroup;
+        const float largest = largest_magnitude(x, n);
+        const float d = largest <= kLargest ? half_to_float(float_to_half(largest / 127.0f)) : NAN;
+        int8_t quants[kGroup] = {};
+        for (int64_t i = 0; i < n && d > 0.0f; ++i) {
+            const float q = rintf(x[i] / d);
+            quants[i] = static_cast<int8_t>(q > -127.0f ? (q < 127.0f ? q : 127.0f) : -127.0f);
+        }
+        put_int8_group(panel, lane, group, d, quants);
+    }
+}
+
+// A row of Q8_0 blocks as they are.
+void copy_int8(char* panel, int64_t lane, const uint8_t* row, int64_t cols) {
+    const int8_t zeros[kGroup] = {};
+    for (int64_t group = 0; group * kGroup < padded_cols(cols, kInt8); ++group) {
+        const uint8_t* block = row + group * 34;
+        const bool stored = group * kGroup < cols;
+        const float d = stored ? half_to_float(static_cast<uint16_t>(block[0] | block[1] << 8)) : 0.0f;
+        put_int8_group(panel, lane, group, d, stored ? reinterpret_cast<const int8_t*>(block + 2) : zeros);
+    }
+}
+
+void put_line(char* panel, int64_t lane, int64_t group, const Line& line) {
+    uint8_t* to = reinterpret_cast<uint8_t*>(panel) + group * kInt4GroupBytes;
+    for (int i = 0; i < 16; ++i)
+        to[i / 4 * kUnit + lane * 4 + i % 4] = static_cast<uint8_t>(line.q[i] | line.q[16 + i] << 4);
+    const uint16_t d = float_to_half(line.d), m = float_to_half(line.m);
+    memcpy(to + 256 + lane * 2, &d, 2);
+    memcpy(to + 288 + lane * 2, &m, 2);
+}
+
+// A row of four-bit blocks as they are.
+void copy_int4(char* panel, int64_t lane, int64_t storage, const uint8_t* row, int64_t cols) {
+    Line line;
+    for (int64_t group = 0; group * kGroup < cols; ++group) {
+        read_line(storage, row, group, line);
+        put_line(panel, lane, group, line);
+    }
+}
+
+// The quants of `n` values for a line, after its d and m are rounded as they will be stored -> squared error.
+float quantise_on(const float* x, int n, Line& line) {
+    line.d = half_to_float(float_to_half(line.d));
+    line.m = half_to_float(float_to_half(line.m));
+    float error = 0.0f;
+    for (int i = 0; i < 32; ++i) {
+        float q = i < n && line.d != 0.0f ? rintf((x[i] - line.m) / line.d) : 0.0f;
+        q = q > 0.0f ? (q < 15.0f ? q : 15.0f) : 0.0f;
+        line.q[i] = static_cast<uint8_t>(q);
+        const float off = i < n ? x[i] - (line.d * q + line.m) : 0.0f;
+        error += off * off;
+    }
+    return error;
+}
+
+// Least and largest value give a first line; the best line through the values, given their quants, may be better.
+Line best_line(const float* x, int n) {
+    float low = x[0], high = x[0], sum = 0.0f;
+    for (int i = 0; i < n; ++i) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+        sum += x[i];
+    }
+    Line first;
+    first.d = (high - low) / 15.0f;
+    first.m = fabsf(sum) <= kLargest ? low : NAN;  // what is damaged must be seen in the result
+    const float error = quantise_on(x, n, first);
+    float q_sum = 0.0f;
+    for (int i = 0; i < n; ++i) q_sum += first.q[i];
+    const float mean = sum / static_cast<float>(n), q_mean = q_sum / static_cast<float>(n);
+    float along = 0.0f, spread = 0.0f;
+    for (int i = 0; i < n; ++i) {
+        const float q = static_cast<float>(first.q[i]) - q_mean;
+        along += q * x[i];
+        spread += q * q;
+    }
+    if (spread == 0.0f) return first;
+    Line second;
+    second.d = along / spread;
+    second.m = mean - second.d * q_mean;
+    return quantise_on(x, n, second) < error ? second : first;
+}
+
+void put_int4(char* panel, int64_t lane, const float* row, int64_t cols) {
+    for (int64_t group = 0; group * kGroup < cols; ++group) {
+        const int64_t left = cols - group * kGroup;
+        put_line(panel, lane, group, best_line(row + group * kGroup, static_cast<int>(left < 32 ? left : 32)));
+    }
+}
+
+using Put = void (*)(char* panel, int64_t lane, const float* row, int64_t cols);
+const Put kPut[] = {put_float32, put_bfloat16, put_int8, put_int4};
+
+// Rows [begin, end) of the source, counted from its start. False: no memory.
+bool pack_rows(const ga_pack_args& a, int64_t begin, int64_t end) {
+    const Coding& c = coding(a.storage);
+    const int64_t cols = a.matrix.cols, bytes = row_bytes(c, cols);
+    thread_local Buffer buffer;
+    float* row = reinterpret_cast<float*>(buffer.get(static_cast<size_t>(cols) * sizeof(float)));
+    if (!row) return false;
+    for (int64_t r = begin; r < end; ++r) {
+        const int64_t at = a.first_row + r;
+        char* panel = panel_at(a.matrix, at / kPanelRows);
+        const uint8_t* source = a.source + r * bytes;
+        if (a.matrix.kind == kInt4 && has_lines(a.storage)) {
+            copy_int4(panel, at % kPanelRows, a.storage, source, cols);
+            continue;
+        }
+        if (a.matrix.kind == kInt8 && a.storage == GA_Q8_0) {
+            copy_int8(panel, at % kPanelRows, source, cols);
+            continue;
+        }
+        c.decode(source, cols / c.block, row);
+        kPut[a.matrix.kind](panel, at % kPanelRows, row, cols);
+    }
+    return true;
+}
+
+}  // namespace
+}  // namespace ga
+
+int64_t ga_matrix_bytes(int64_t rows, int64_t cols, int64_t kind) {
+    return (rows + ga::kPanelRows - 1) / ga::kPanelRows * ga::panel_bytes(cols, kind);
+}
+
+int32_t ga_pack(const ga_pack_args* args) {
+    const ga_pack_args a = *args;
+    const int64_t step = 64;
+    std::atomic<bool> good{true};
+    ga::parallel((a.rows + step - 1) / step, [&](int task, int) {
+        const int64_t begin = task * step, end = begin + step < a.rows ? begin + step : a.rows;
+        if (!ga::pack_rows(a, begin, end)) good = false;
+    });
+    return good ? 0 : 1;
+}

@@ -1,0 +1,176 @@
+// Products over tile registers, written once over a class T of tiles (the hardware's, or their emulation in tests).
+#pragma once
+#include "x86/linear_avx512.h"
+#include "x86/simd_avx512.h"
+#include "x86/tiles_hardware.h"
+
+namespace ga {
+
+constexpr int kTileRows = 16;
+
+// Up to 32 rows of x (two tiles of A) times two panels: four tiles of sums.
+struct TileBlock {
+    int64_t row, panel;
+    int rows[2];   // of the two tiles of A; the second may be 0
+    int panels;    // 1 or 2
+};
+
+// `x_bytes`: what one step reads of a row of x, a unit of weights for each four of them.
+inline TileShapes shapes_for(const TileBlock& t, int x_bytes) {
+    TileShapes shapes;
+    for (int i = 0; i < 8; ++i) {
+        shapes.row_bytes[i] = 64;
+        shapes.rows[i] = kTileRows;
+    }
+    shapes.row_bytes[4] = shapes.row_bytes[5] = static_cast<uint16_t>(x_bytes);
+    shapes.rows[6] = shapes.rows[7] = static_cast<uint8_t>(x_bytes / 4);
+    const int first = t.rows[0], second = t.rows[1] ? t.rows[1] : kTileRows;
+    shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = static_cast<uint8_t>(first);
+    shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = static_cast<uint8_t>(second);
+    return shapes;
+}
+
+template <class T>
+inline void zero_sums() {
+    T::template zero<0>();
+    T::template zero<1>();
+    T::template zero<2>();
+    T::template zero<3>();
+}
+
+// One 64-byte column block of both A tiles and both panels. Dot is a member template of T, wrapped.
+template <class T, class Dot>
+inline void multiply_block(const TileBlock& t, const char* x, int64_t x_bytes, const char* const* units) {
+    T::template load<4>(x, x_bytes);
+    T::template load<6>(units[0], kUnit);
+    Dot::template run<T, 0, 4, 6>();
+    if (t.panels == 2) {
+        T::template load<7>(units[1], kUnit);
+        Dot::template run<T, 1, 4, 7>();
+    }
+    if (t.rows[1] == 0) return;
+    T::template load<5>(x + kTileRows * x_bytes, x_bytes);
+    Dot::template run<T, 2, 5, 6>();
+    if (t.panels == 2) Dot::template run<T, 3, 5, 7>();
+}
+
+// The four tiles of sums as [32 rows][2 panels][16].
+template <class T>
+inline void store_sums(const TileBlock& t, void* out) {
+    char* to = static_cast<char*>(out);
+    T::template store<0>(to, 128);
+    if (t.panels == 2) T::template store<1>(to + 64, 128);
+    if (t.rows[1] == 0) return;
+    T::template store<2>(to + kTileRows * 128, 128);
+    if (t.panels == 2) T::template store<3>(to + kTileRows * 128 + 64, 128);
+}
+
+struct DotBfloat16 {
+    template <class T, int C, int A, int B>
+    static void run() {
+        T::template dot_bfloat16<C, A, B>();
+    }
+};
+
+struct DotInt8 {
+    template <class T, int C, int A, int B>
+    static void run() {
+        T::template dot_int8<C, A, B>();
+    }
+};
+
+// y = sums + bias.
+inline void write_block(const ga_matrix& w, const Block& b, const TileBlock& t, const float* sums) {
+    for (int p = 0; p < t.panels; ++p) {
+        const int64_t panel = t.panel + p;
+        const __mmask16 columns = Avx512::mask(panel_width(w, panel));
+        const __m512 bias = w.bias ? _mm512_maskz_loadu_ps(columns, w.bias + panel * kPanelRows) : _mm512_setzero_ps();
+        for (int r = 0; r < t.rows[0] + t.rows[1]; ++r)
+            _mm512_mask_storeu_ps(b.y + (t.row + r) * b.y_stride + panel * kPanelRows, columns,
+                                  _mm512_add_ps(_mm512_load_ps(sums + r * 32 + p * 16), bias));
+    }
+}
+
+template <class T>
+inline void block_bfloat16(const ga_matrix& w, const Activations& a, const Block& b, const TileBlock& t) {
+    alignas(64) float sums[32 * 32];
+    zero_sums<T>();
+    const char* x = reinterpret_cast<const char*>(a.bfloat16 + t.row * a.padded);
+    for (int64_t k = 0; k < a.padded; k += 32) {
+        const char* units[2] = {panel_at(w, t.panel) + k / 2 * kUnit,
+                                panel_at(w, t.panel + t.panels - 1) + k / 2 * kUnit};
+        multiply_block<T, DotBfloat16>(t, x + k * 2, a.padded * 2, units);
+    }
+    store_sums<T>(t, sums);
+    write_block(w, b, t, sums);
+}
+
+template <class T>
+inline void block_int8(const ga_matrix& w, const Activations& a, const Block& b, const TileBlock& t) {
+    alignas(64) float sums[32 * 32] = {};
+    alignas(64) int32_t dots[32 * 32];
+    const char* panels[2] = {panel_at(w, t.panel), panel_at(w, t.panel + t.panels - 1)};
+    const char* x = reinterpret_cast<const char*>(a.quants + t.row * a.padded);
+    for (int64_t g = 0; g < a.groups; ++g, x += kGroup) {
+        zero_sums<T>();
+        const char* units[2] = {int8_units(panels[0], g), int8_units(panels[1], g)};
+        multiply_block<T, DotInt8>(t, x, a.padded, units);
+        store_sums<T>(t, dots);
+        for (int p = 0; p < t.panels; ++p) {
+            const auto* halves = reinterpret_cast<const __m256i*>(int8_scales(panels[p], g));
+            const __m512 d = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
+            for (int r = 0; r < t.rows[0] + t.rows[1]; ++r) {
+                const int64_t at = (t.row + r) * a.groups + g;
+                float* sum = sums + r * 32 + p * 16;
+                const __m512i excess = _mm512_set1_epi32(128 * a.sums[at]);  // weights are stored as w + 128
+                const __m512i dot = _mm512_sub_epi32(_mm512_load_si512(dots + r * 32 + p * 16), excess);
+                const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(a.scales[at]));
+                _mm512_store_ps(sum, _mm512_fmadd_ps(scaled, d, _mm512_load_ps(sum)));
+            }
+        }
+    }
+    write_block(w, b, t, sums);
+}
+
+// All blocks of up to 32 rows and 2 panels. The tiles are configured anew only when the number of rows changes.
+template <class T, class Body>
+inline void for_tile_blocks(const Block& b, int x_bytes, Body&& body) {
+    int configured[2] = {-1, -1};
+    for (int64_t panel = b.panel_begin; panel < b.panel_end; panel += 2)
+        for (int64_t row = b.row_begin; row < b.row_end; row += 2 * kTileRows) {
+            const int64_t left = b.row_end - row;
+            TileBlock t;
+            t.row = row;
+            t.panel = panel;
+            t.panels = b.panel_end - panel >= 2 ? 2 : 1;
+            t.rows[0] = static_cast<int>(left < kTileRows ? left : kTileRows);
+            t.rows[1] = static_cast<int>(left >= 2 * kTileRows ? kTileRows : left > kTileRows ? left - kTileRows : 0);
+            if (configured[0] != t.rows[0] || configured[1] != t.rows[1]) {
+                T::configure(shapes_for(t, x_bytes));
+                configured[0] = t.rows[0];
+                configured[1] = t.rows[1];
+            }
+            body(t);
+        }
+    T::release();
+}
+
+template <class T>
+void product_bfloat16_tiles(const ga_matrix& w, const Activations& a, const Block& b) {
+    for_tile_blocks<T>(b, 64, [&](const TileBlock& t) { block_bfloat16<T>(w, a, b, t); });
+}
+
+template <class T>
+void product_int8_tiles(const ga_matrix& w, const Activations& a, const Block& b) {
+    for_tile_blocks<T>(b, kGroup, [&](const TileBlock& t) { block_int8<T>(w, a, b, t); });
+}
+
+template <class T>
+constexpr LinearKernels tile_table() {
+    return {T::kName,
+            {product_float32_avx512, product_bfloat16_tiles<T>, product_int8_tiles<T>, product_int4_avx512},
+            to_bfloat16_avx512,
+            quantise_avx512};
+}
+
+}  // namespace ga

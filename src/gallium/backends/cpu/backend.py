@@ -1,0 +1,110 @@
+"""The CPU as a backend: probe, support, open; what the machine is, and what it can do at best."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from gallium.backends.cpu import library
+from gallium.backends.cpu.kernels_linear import KINDS
+from gallium.backends.cpu.kernels_rows import MAX_EXPERTS
+from gallium.backends.cpu.ops import CpuOps
+from gallium.errors import BackendError, OutOfMemory
+from gallium.ops.backend import API_VERSION, Probe, Support
+from gallium.ops.handles import ModelFacts, Precision
+from gallium.ops.interface import BLOCKS, Ops, op_names
+from gallium.ops.machine import Fact, Limits
+
+READ_BYTES = 256 << 20  # far beyond any cache
+ROUNDS = 5
+LEVEL_REASONS = {
+    "generic": "portable C++: this machine lacks AVX-512 with VNNI and BF16, or the level was forced",
+    "avx512": "AVX-512 with VNNI and BF16",
+    "amx": "AMX tiles in bfloat16 and int8, AVX-512 for the rest",
+    "amx-emulated": "EMULATED AMX tiles, slow, for tests",
+}
+
+
+class CpuBackend:
+    """Native kernels over NumPy memory, on any machine that the package was built for."""
+
+    name = "cpu"
+    priority = 0
+    api_version = API_VERSION
+
+    def probe(self) -> Probe:
+        """Usable unless the native library is missing or damaged; emulated at the level that is."""
+        try:
+            emulated = library.level() == "amx-emulated"
+        except BackendError as cause:
+            return Probe(available=False, emulated=False, devices=0, reason=cause.message)
+        return Probe(available=True, emulated=emulated, devices=1)
+
+    def support(self, model: ModelFacts, precision: Precision) -> list[Support]:
+        """Every op, with the level whose kernel runs. "route" has a limit on experts."""
+        level = library.level()
+        found = []
+        for op in op_names():
+            if op == "route" and model.moe is not None and model.moe.num_experts > MAX_EXPERTS:
+                reason = f"{model.moe.num_experts} experts; the kernel takes up to {MAX_EXPERTS}"
+                found.append(Support(op, "unsupported", reason))
+            elif op == "all_reduce":
+                found.append(Support(op, "verified", "identity on one device"))
+            elif op in BLOCKS and getattr(CpuOps, op) is getattr(Ops, op):
+                found.append(Support(op, "verified", "composed of core ops"))
+            else:
+                found.append(Support(op, "verified", f"native kernel ({level})"))
+        return found
+
+    def open(self, model: ModelFacts, precision: Precision, threads: int | None = None) -> Ops:
+        """Ops for one model. `threads` is a setting of the process: the last model opened decides.
+
+        Raises BackendError with the reasons when an op is unsupported, UsageError for an impossible thread count.
+        """
+        refused = [row for row in self.support(model, precision) if row.status == "unsupported"]
+        if refused:
+            raise BackendError("; ".join(f"{row.op}: {row.reason}" for row in refused))
+        if threads is not None:
+            library.set_threads(threads)
+        return CpuOps(precision)
+
+    def describe(self) -> Sequence[Fact]:
+        """Chip, cores, threads and level."""
+        cores = library.usable_cores()
+        level = library.level()
+        levels = ", ".join(library.LEVELS[: library.best_level() + 1])
+        return [
+            Fact("chip", chip_name()),
+            Fact("cores", f"{cores} usable of {os.cpu_count()}"),
+            Fact("threads", str(library.threads())),
+            Fact("instruction level", f"{level}: {LEVEL_REASONS[level]} (available: {levels})"),
+        ]
+
+    def measure(self, threads: int | None = None) -> Limits:
+        """Memory read bandwidth and the peak of each precision's innermost instruction, best of ROUNDS."""
+        if threads is not None:
+            library.set_threads(threads)
+        loaded = library.load()
+        loaded.ga_measure_read.restype = loaded.ga_measure_peak.restype = ctypes.c_double
+        read = loaded.ga_measure_read(ctypes.c_int64(READ_BYTES), ROUNDS)
+        if not read:
+            raise OutOfMemory(f"measuring needs {READ_BYTES >> 20} MiB of free memory.")
+        peaks = {name: loaded.ga_measure_peak(ctypes.c_int64(kind), ROUNDS) for name, kind in KINDS.items()}
+        return Limits(read, peaks)
+
+
+def chip_name() -> str:
+    """The processor's own name, as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+backend = CpuBackend()

@@ -1,0 +1,65 @@
+"""The paged KV cache of one layer: layouts, dtypes and sizes. The layouts are described in gallium/attention.h."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallium.backends.cpu.arrays import address, aligned_zeros
+from gallium.ops.handles import AttentionSpec, Precision
+
+_CACHE = Struct("@2Q9q")  # ga_cache
+PANEL = 16  # keys that attention reads as one vector
+PANELS, ROWS, LATENT = 0, 1, 2  # ga_cache.layout
+
+
+def element_type(precision: Precision) -> type[np.generic]:
+    """float32 for float32 models; bfloat16 (kept as uint16) otherwise."""
+    return np.float32 if precision == "float32" else np.uint16
+
+
+def _widths(spec: AttentionSpec, block_size: int) -> tuple[int, int, int]:
+    """(layout, stored key width, stored value width)."""
+    if spec.kind != "gqa":
+        return LATENT, spec.latent_dim + spec.rope.dim, spec.latent_dim
+    if block_size % PANEL:
+        return ROWS, spec.head_dim, spec.v_head_dim
+    return PANELS, spec.head_dim + spec.head_dim % 2, -(-spec.v_head_dim // 16) * 16
+
+
+def block_bytes(spec: AttentionSpec, block_size: int, precision: Precision) -> int:
+    """Bytes that one block of one layer takes, padding included."""
+    layout, key_dim, value_dim = _widths(spec, block_size)
+    floats = key_dim + spec.index_dim if layout == LATENT else spec.num_kv_heads * (key_dim + value_dim)
+    return floats * block_size * np.dtype(element_type(precision)).itemsize
+
+
+class CacheData:
+    """What a KvCache handle of this backend holds. `packed` and `index` are the ga_cache that kernels read."""
+
+    __slots__ = ("index", "index_keys", "keys", "packed", "values")
+
+    def __init__(self, spec: AttentionSpec, num_blocks: int, block_size: int, precision: Precision) -> None:
+        dtype = element_type(precision)
+        layout, key_dim, value_dim = _widths(spec, block_size)
+        heads = 1 if layout == LATENT else spec.num_kv_heads
+        bf16 = int(dtype is np.uint16)
+        positions = num_blocks * block_size * heads
+        self.keys: NDArray[Any] = aligned_zeros(positions * key_dim, dtype)
+        self.values: NDArray[Any] | None = None if layout == LATENT else aligned_zeros(positions * value_dim, dtype)
+        self.packed = _CACHE.pack(
+            address(self.keys), 0 if self.values is None else address(self.values), num_blocks, block_size, heads,
+            key_dim, value_dim, key_dim if layout == LATENT else spec.head_dim,
+            value_dim if layout == LATENT else spec.v_head_dim, bf16, layout,
+        )  # fmt: skip
+        self.index_keys: NDArray[Any] | None = None
+        self.index = b""
+        if spec.index_dim:
+            self.index_keys = aligned_zeros(num_blocks * block_size * spec.index_dim, dtype)
+            self.index = _CACHE.pack(
+                address(self.index_keys), 0, num_blocks, block_size, 1,
+                spec.index_dim, spec.index_dim, spec.index_dim, spec.index_dim, bf16, LATENT,
+            )  # fmt: skip

@@ -1,0 +1,230 @@
+"""Packing of weights and calls of the matrix kernels. Struct formats mirror native/include/gallium/linear.h."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallium.backends.cpu.arrays import address, aligned_zeros, check_memory, contiguous, require, rows
+from gallium.backends.cpu.kernels_rows import silent
+from gallium.errors import BackendError, OutOfMemory
+from gallium.ops.handles import Experts, FloatArray, IntArray, Linear, Precision, Role, Weight
+
+_MATRIX = Struct("@2Q3q")  # ga_matrix
+_PACK = Struct("@Q3q").pack  # ga_pack_args up to its matrix
+_LINEAR = Struct("@3Q6q").pack
+_MLP = Struct("@2Q").pack  # ga_mlp_args up to its matrices
+_MLP_SIZES = Struct("@2q").pack  # and after them
+_EMBED = Struct("@2Qq").pack  # ga_embed_args up to its matrix
+_EXPERTS = Struct("@6Q4q").pack
+
+KINDS: dict[Precision, int] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+"""ga_matrix.kind"""
+STORAGES = {
+    name: code for code, name in enumerate(("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"))
+}
+"""The codings that are packed without a detour, by their number in linear.h."""
+INT8_AT_LEAST = frozenset({"head", "embedding", "sensitive"})
+"""Roles that an int4 model keeps in int8: their errors reach the output, or their maker found them not fit for four."""
+CHUNK_VALUES = 1 << 22  # decoded at a time from a coding that the kernels do not know
+
+
+def precision_for(precision: Precision, role: Role) -> Precision:
+    """How one matrix is packed."""
+    if role == "router":
+        return "float32"
+    return "int8" if precision == "int4" and role in INT8_AT_LEAST else precision
+
+
+class Packed:
+    """Matrices of one shape and kind in one piece of memory; `structs` is the array of ga_matrix that kernels read."""
+
+    __slots__ = ("bias", "cols", "count", "first", "kind", "memory", "rows", "struct_address", "structs")
+
+    def __init__(self, library: Any, count: int, rows: int, cols: int, kind: int, bias: FloatArray | None) -> None:
+        size = int(library.ga_matrix_bytes(rows, cols, kind))
+        self.count, self.rows, self.cols, self.kind, self.bias = count, rows, cols, kind, bias
+        try:
+            self.memory: NDArray[Any] = aligned_zeros(count * size, np.uint8)
+        except OutOfMemory:
+            raise OutOfMemory(
+                f"no memory for {count * size / 2**20:.0f} MiB of weights: choose a smaller precision or model."
+            ) from None
+        start = address(self.memory) if self.memory.size else 0
+        self.structs = ctypes.create_string_buffer(_MATRIX.size * count)
+        for index in range(count):
+            _MATRIX.pack_into(
+                self.structs, index * _MATRIX.size, start + index * size, 0 if bias is None else address(bias),
+                rows, cols, kind,
+            )  # fmt: skip
+        self.struct_address = ctypes.addressof(self.structs)
+        self.first = self.structs.raw[: _MATRIX.size]
+
+    def struct(self, index: int = 0) -> bytes:
+        """The ga_matrix of one of them."""
+        return self.first if index == 0 else self.structs.raw[index * _MATRIX.size : (index + 1) * _MATRIX.size]
+
+
+class LinearKernels:
+    """The matrix kernels of the loaded library, packing for one model's precision."""
+
+    __slots__ = ("_embed", "_experts", "_library", "_linear", "_mlp", "_pack", "_precision", "packed_bytes")
+
+    def __init__(self, library: ctypes.CDLL, precision: Precision) -> None:
+        self._library = library
+        library.ga_matrix_bytes.restype = ctypes.c_int64
+        library.ga_matrix_bytes.argtypes = [ctypes.c_int64] * 3
+        self._pack = library.ga_pack
+        self._linear = library.ga_linear
+        self._mlp = library.ga_gated_mlp
+        self._embed = silent(library.ga_embed)
+        self._experts = library.ga_experts
+        self._precision = precision
+        self.packed_bytes = 0
+
+    # -- packing ------------------------------------------------------------------
+    def pack_linear(self, parts: Sequence[Weight], bias: Sequence[Weight], role: Role) -> Linear:
+        """The rows of `parts`, in order, as one matrix. Raises BackendError on parts that do not fit together."""
+        height, width = self._shape(parts)
+        biases = np.concatenate([b.float32() for b in bias]) if bias else None
+        require(biases is None or biases.shape == (height,), f"a bias must have {height} elements, one per row.")
+        packed = self._make(1, height, width, precision_for(self._precision, role), biases)
+        self._fill(packed, 0, parts)
+        return Linear(width, height, packed, biases)
+
+    def pack_heads(self, weight: Sequence[Weight]) -> Linear:
+        """One matrix `[out, in]` per head."""
+        height, width = self._shape(weight[:1])
+        require(all(w.shape == (height, width) for w in weight), "all heads must have one shape.")
+        packed = self._make(len(weight), height, width, precision_for(self._precision, "linear"), None)
+        for index, one in enumerate(weight):
+            self._fill(packed, index, [one])
+        return Linear(width, height, packed)
+
+    def pack_experts(
+        self, gate_up: Sequence[Sequence[Weight]], down: Sequence[Weight], roles: tuple[Role, Role]
+    ) -> Experts:
+        """gate_up `[2 * width, hidden]` and down `[hidden, width]` per expert."""
+        hidden, width = self._shape(down[:1])
+        first = self._make(len(down), 2 * width, hidden, precision_for(self._precision, roles[0]), None)
+        second = self._make(len(down), hidden, width, precision_for(self._precision, roles[1]), None)
+        require(len(gate_up) == len(down), "as many gate_up as down projections are needed.")
+        for index, (parts, last) in enumerate(zip(gate_up, down, strict=True)):
+            require(self._shape(parts) == (2 * width, hidden), f"gate and up of expert {index} do not fit its down.")
+            require(last.shape == (hidden, width), f"expert {index} has another shape than expert 0.")
+            self._fill(first, index, parts)
+            self._fill(second, index, [last])
+        return Experts(len(down), hidden, width, (first, second))
+
+    @staticmethod
+    def _shape(parts: Sequence[Weight]) -> tuple[int, int]:
+        require(bool(parts) and all(len(p.shape) == 2 for p in parts), "a projection is made of matrices.")
+        width = parts[0].shape[1]
+        require(all(p.shape[1] == width for p in parts), "the parts of a projection must have one width.")
+        return sum(p.shape[0] for p in parts), width
+
+    def _make(self, count: int, height: int, width: int, precision: Precision, bias: FloatArray | None) -> Packed:
+        packed = Packed(self._library, count, height, width, KINDS[precision], bias)
+        self.packed_bytes += packed.memory.nbytes
+        return packed
+
+    def _fill(self, packed: Packed, index: int, parts: Sequence[Weight]) -> None:
+        at = 0
+        for part in parts:
+            if part.storage in STORAGES:
+                self._pack_rows(packed, index, contiguous(part.raw()), STORAGES[part.storage], part.shape[0], at)
+            else:
+                step = max(1, CHUNK_VALUES // max(1, part.shape[1]))
+                for start in range(0, part.shape[0], step):
+                    chunk = np.ascontiguousarray(part.float32(start, start + step), np.float32)
+                    self._pack_rows(packed, index, chunk, STORAGES["F32"], len(chunk), at + start)
+            at += part.shape[0]
+
+    def _pack_rows(self, packed: Packed, index: int, source: NDArray[Any], storage: int, count: int, at: int) -> None:
+        if count:
+            check_memory(
+                self._pack(_PACK(address(source), count, at, storage) + packed.struct(index)), "packing weights"
+            )
+
+    # -- products -----------------------------------------------------------------
+    def linear(self, x: FloatArray, w: Linear) -> FloatArray:
+        """`x @ W.T + bias` of `[tokens, in]`."""
+        packed: Packed = w.data
+        x, stride = rows(x)
+        if x.ndim != 2 or x.shape[1] != packed.cols:
+            raise BackendError(f"linear: an input of shape {x.shape} for a projection from {packed.cols}.")
+        y = np.empty((len(x), packed.rows), np.float32)
+        status = self._linear(
+            _LINEAR(address(x), address(y), packed.struct_address, len(x), 1, stride, packed.rows, 0, 0)
+        )
+        if status:
+            check_memory(status, "linear")
+        return y
+
+    def gated_mlp(self, x: FloatArray, gate_up: Linear, down: Linear) -> FloatArray:
+        """`down(swiglu(gate_up(x)))` of `[tokens, hidden]` in one call."""
+        first: Packed = gate_up.data
+        second: Packed = down.data
+        x, stride = rows(x)
+        require(
+            x.shape[1] == first.cols and first.rows == 2 * second.cols,
+            f"gated_mlp: an input of shape {x.shape} for {first.cols} -> {first.rows} and {second.cols}.",
+        )
+        y = np.empty((len(x), second.rows), np.float32)
+        status = self._mlp(_MLP(address(x), address(y)) + first.struct() + second.struct() + _MLP_SIZES(len(x), stride))
+        check_memory(status, "gated_mlp")
+        return y
+
+    def head_linear(self, x: FloatArray, w: Linear) -> FloatArray:
+        """`[tokens, heads, in]` -> `[tokens, heads, out]`."""
+        packed: Packed = w.data
+        x, stride = rows(x)
+        require(
+            x.shape[1:] == (packed.count, packed.cols),
+            f"head_linear: an input of shape {x.shape} for {packed.count} heads from {packed.cols}.",
+        )
+        y = np.empty((len(x), packed.count, packed.rows), np.float32)
+        status = self._linear(
+            _LINEAR(
+                address(x), address(y), packed.struct_address, len(x), packed.count, stride,
+                packed.count * packed.rows, packed.cols, packed.rows,
+            )
+        )  # fmt: skip
+        check_memory(status, "head_linear")
+        return y
+
+    def embed(self, ids: IntArray, table: Linear) -> FloatArray:
+        """`table[ids]`. Raises BackendError for an id outside the table."""
+        packed: Packed = table.data
+        require(
+            not ids.size or bool(ids.min() >= 0 and ids.max() < packed.rows),
+            f"embed: a token id is outside the vocabulary of {packed.rows}.",
+        )
+        y = np.empty((len(ids), packed.cols), np.float32)
+        self._embed(_EMBED(address(ids), address(y), len(ids)) + packed.struct())
+        return y
+
+    def experts(self, x: FloatArray, weights: FloatArray, ids: IntArray, w: Experts) -> FloatArray:
+        """Weighted sum of the chosen experts, in the order of `ids` `[tokens, top_k]`."""
+        gate_up, down = w.data
+        x, stride = rows(x)
+        weights, ids = contiguous(weights), contiguous(np.asarray(ids, np.int32))
+        require(
+            x.shape[1] == w.hidden and weights.shape == ids.shape and len(ids) == len(x),
+            f"experts: shapes {x.shape}, {weights.shape} and {ids.shape} do not fit.",
+        )
+        require(not ids.size or bool(ids.min() >= 0 and ids.max() < w.num_experts), "experts: an id is out of range.")
+        y = np.empty((len(x), w.hidden), np.float32)
+        status = self._experts(
+            _EXPERTS(
+                address(x), address(weights), address(ids), address(y), gate_up.struct_address, down.struct_address,
+                len(x), ids.shape[1], w.num_experts, stride,
+            )
+        )  # fmt: skip
+        check_memory(status, "experts")
+        return y

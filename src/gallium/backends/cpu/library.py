@@ -1,0 +1,128 @@
+"""Loads the native library, checks that it fits, and chooses instruction-set level and thread count."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from gallium.errors import BackendError, UsageError
+from gallium.settings import environment
+
+ABI_VERSION = 1
+FILE_NAME = "libgallium_cpu.so"
+LEVELS = ("generic", "avx512", "amx", "amx-emulated")
+"""Instruction-set levels, weakest first; the index is the native code. The last is for tests and never a default."""
+MAX_THREADS = 256
+
+
+def find() -> Path:
+    """The library's file. Raises BackendError when the package was installed without it."""
+    package = find_spec("gallium")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        path = Path(folder) / "_native" / FILE_NAME
+        if path.exists():
+            return path
+    raise BackendError(
+        "the native kernels are missing from this installation: reinstall Gallium "
+        "(`pip install --force-reinstall gallium`), or in a source checkout run `make native`."
+    )
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The library, loaded once, at the level and thread count that the environment asks for.
+
+    Raises BackendError when it is missing, damaged or of another version, and UsageError for a GALLIUM_CPU_LEVEL or
+    GALLIUM_THREADS that this machine does not have.
+    """
+    path = find()
+    try:
+        library = ctypes.CDLL(str(path))
+        found = library.ga_abi_version()
+    except (OSError, AttributeError) as cause:
+        raise BackendError(f"the native kernels at {path} do not load: {cause}. Reinstall Gallium.") from cause
+    if found != ABI_VERSION:
+        raise BackendError(
+            f"the native kernels at {path} have ABI version {found}, not {ABI_VERSION}: reinstall Gallium."
+        )
+    wanted = environment("GALLIUM_CPU_LEVEL")
+    if wanted is not None:
+        _set_level(library, wanted)
+    _set_threads(library, threads_wanted(None))
+    return library
+
+
+def best_level() -> int:
+    """The index in LEVELS of the best level of this machine."""
+    return int(load().ga_best_level())
+
+
+def available_levels() -> tuple[str, ...]:
+    """The levels that can be set here, weakest first; "amx-emulated" only where AVX-512 is there and AMX is not."""
+    best = best_level()
+    emulated = LEVELS[3:] if LEVELS[best] == "avx512" else ()
+    return LEVELS[: best + 1] + emulated
+
+
+def level() -> str:
+    """The level in use."""
+    return LEVELS[load().ga_level()]
+
+
+def set_level(name: str) -> None:
+    """Use one level from now on. Raises UsageError if the machine does not have it. Not while a kernel runs."""
+    _set_level(load(), name)
+
+
+def threads() -> int:
+    """Threads that kernels use."""
+    return int(load().ga_threads())
+
+
+def set_threads(count: int) -> None:
+    """Use so many threads from now on. Not while a kernel runs."""
+    _set_threads(load(), count)
+
+
+def threads_wanted(asked: int | None) -> int:
+    """`asked`, else GALLIUM_THREADS, else the cores that this process may use (affinity and cgroup quota)."""
+    if asked is not None:
+        return asked
+    text = environment("GALLIUM_THREADS")
+    if text is None:
+        return usable_cores()
+    if not text.isdigit() or not 1 <= int(text) <= MAX_THREADS:
+        raise UsageError(f"GALLIUM_THREADS must be a number from 1 to {MAX_THREADS}, not {text!r}.")
+    return int(text)
+
+
+def usable_cores() -> int:
+    """Cores by affinity, lowered by a cgroup CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(cores, MAX_THREADS) if quota is None else min(cores, MAX_THREADS, round(quota)))
+
+
+def _cgroup_quota() -> float | None:
+    """Cores allowed by cgroup v2, None without a limit."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _set_level(library: ctypes.CDLL, name: str) -> None:
+    if name not in LEVELS or library.ga_set_level(LEVELS.index(name)) != 0:
+        known = ", ".join(LEVELS[: library.ga_best_level() + 1])
+        raise UsageError(
+            f"instruction-set level {name!r} is not available here; choose from {known} (GALLIUM_CPU_LEVEL)."
+        )
+
+
+def _set_threads(library: ctypes.CDLL, count: int) -> None:
+    if library.ga_set_threads(count) != 0:
+        raise UsageError(f"threads must be from 1 to {MAX_THREADS}, not {count}.")
