@@ -22,14 +22,14 @@ class ModelSpec:
     tied_head: bool
     eos_ids: tuple[int, ...]
     qkv_bias: bool = False
+    out_bias: bool = False  # bias of o_proj; never for a GLM
+    mlp_bias: bool = False  # never for a GLM
     qk_norm: bool = False
     moe: MoeSpec | None = None
     first_dense: int = 0  # layers before the first MoE layer
     moe_ffn: int = 0  # width of one routed expert
     shared_ffn: int = 0  # width of the shared expert, 0 = none
     mtp_layers: int = 0  # known by name, not run
-    bos_id: int | None = None
-    pad_id: int | None = None
 
     @property
     def facts(self) -> ModelFacts:
