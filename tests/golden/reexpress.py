@@ -41,7 +41,9 @@ def default_gguf() -> Path:
 @cache
 def gguf_weights() -> dict[str, Array]:
     """Every tensor in float32 under its GGUF name."""
-    return {t.name: np.asarray(dequantize(t.data, t.tensor_type), np.float32) for t in GGUFReader(default_gguf()).tensors}
+    return {
+        t.name: np.asarray(dequantize(t.data, t.tensor_type), np.float32) for t in GGUFReader(default_gguf()).tensors
+    }
 
 
 def half_split(rows: Array, heads: int) -> Array:
@@ -89,7 +91,9 @@ def sparse_mlp(layer: int) -> dict[str, Array]:
     shared = slice(REAL * EXPERT_WIDTH, FFN)
     for part in ("gate", "up", "down"):
         full = dense[f"{p}{part}_proj.weight"]
-        out[f"{p}shared_experts.{part}_proj.weight"] = np.ascontiguousarray(full[:, shared] if part == "down" else full[shared])
+        out[f"{p}shared_experts.{part}_proj.weight"] = np.ascontiguousarray(
+            full[:, shared] if part == "down" else full[shared]
+        )
     out[p + "gate.weight"] = np.zeros((EXPERTS, 576), np.float32)
     out[p + "gate.e_score_correction_bias"] = bias
     return out

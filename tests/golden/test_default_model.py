@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.golden import reexpress
 
 from gallium import LLM, SamplingParams
-from tests.golden import reexpress
 
 torch = pytest.importorskip("torch")
 PROMPT = "What is gravity?"
@@ -35,7 +35,7 @@ def llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(LlamaConfig(**reexpress.COMMON)).eval()
-    state = {name: torch.from_numpy(value) for name, value in reexpress.llama_state().items()}
+    state = {name: torch.from_numpy(value.copy()) for name, value in reexpress.llama_state().items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}
     return model
@@ -76,10 +76,10 @@ def test_as_glm4_moe_the_text_is_the_same(
     assert answer.token_ids == expected_ids
 
 
-@pytest.mark.parametrize(("precision", "mean_kl", "agreement"), [("bfloat16", 0.005, 0.95), ("int8", 0.02, 0.9), ("int4", 0.1, 0.8)])
-def test_reduced_precision_stays_near_float32(
-    glm: LLM, precision: str, mean_kl: float, agreement: float
-) -> None:
+@pytest.mark.parametrize(
+    ("precision", "mean_kl", "agreement"), [("bfloat16", 0.001, 0.97), ("int8", 0.01, 0.9), ("int4", 0.01, 0.9)]
+)
+def test_reduced_precision_stays_near_float32(glm: LLM, precision: str, mean_kl: float, agreement: float) -> None:
     text = (Path(__file__).parent / "real_text.txt").read_text(encoding="utf-8")
     ids = glm.tokenizer.encode(text)[:384]
     exact = glm.logits(ids).astype(np.float64)
