@@ -1,0 +1,32 @@
+"""/health: whether requests are answered, by what, and how busy it is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gallium import __version__
+from gallium.server.service import Service, json_response
+
+
+async def health(service: Service, request: Request) -> Response:
+    """200 while the engine answers, 503 with the reason when it is dead."""
+    assembly = service.assembly
+    engine = assembly.engine
+    healthy = engine.healthy
+    body = {
+        "status": "ok" if healthy else "dead",
+        "reason": None if healthy else engine.failure,
+        "version": __version__,
+        "model": service.model_name,
+        "architecture": assembly.spec.arch,
+        "backend": assembly.backend_name,
+        "emulated": assembly.emulated,
+        "precision": assembly.precision,
+        "max_context": engine.max_context,
+        "open_requests": len(service.open),
+        "engine": asdict(engine.stats()),
+    }
+    return json_response(body, 200 if healthy else 503, {"cache-control": "no-store"})
