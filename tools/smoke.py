@@ -70,7 +70,9 @@ def main() -> None:
         seconds = import_seconds(programs / "python", place)
         check(seconds < IMPORT_LIMIT_S, f"import gallium takes {seconds:.3f} s (limit {IMPORT_LIMIT_S} s)")
         gravity = run(programs / "gallium", "run", "--temperature", "0", "What is gravity?", cwd=place)
-        check("force" in gravity.lower(), f"run explains gravity: {gravity.strip()[:60]!r}")
+        # The wording depends on the kernels of this machine; the subject does not.
+        explained = any(word in gravity.lower() for word in ("force", "mass", "attract"))
+        check(explained, f"run explains gravity: {gravity.strip()[:60]!r}")
         capital = run(programs / "gallium", "run", "--raw", "--temperature", "0", "--max-tokens", "8",
                       "The capital of France is", cwd=place)  # fmt: skip
         check("Paris" in capital, f"run --raw continues with Paris: {capital.strip()!r}")
