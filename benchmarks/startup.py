@@ -1,0 +1,61 @@
+"""Cold start to first token: a new process each time, from exec to the first byte of the answer on its output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from machine import machine, write_result
+
+COMMANDS = {
+    "gallium run (first token)": ["run", "--temperature", "0", "--max-tokens", "1", "What is gravity?"],
+    "gallium --help (all of it)": ["--help"],
+}
+
+
+def first_byte(command: list[str]) -> float:
+    """Seconds from starting a process to its first byte on standard output."""
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        seen = os.read(process.stdout.fileno(), 1)
+        seconds = time.perf_counter() - start
+        process.stdout.read()
+        complaint = process.stderr.read().decode()
+    if not seen or process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed ({process.returncode}): {complaint}")
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="default: the embedded model")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--out", type=Path, help="write the result here as JSON")
+    how = parser.parse_args()
+    program = str(Path(sys.executable).parent / "gallium")
+    commands = {name: [program, *rest] for name, rest in COMMANDS.items()}
+    if how.model:
+        commands["gallium run (first token)"] += ["--model", how.model]
+    for command in commands.values():
+        first_byte(command)  # fills the disk cache
+    rounds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(how.rounds):
+        for name, command in commands.items():
+            rounds[name].append(first_byte(command))
+    for name, times in rounds.items():
+        print(f"{name:28}  median {statistics.median(times):.3f} s  best {min(times):.3f}  worst {max(times):.3f}")
+    seconds = {name: {"median": statistics.median(times), "rounds": times} for name, times in rounds.items()}
+    result = {"what": "startup", "machine": machine(), "model": how.model or "embedded default", "seconds": seconds}
+    if how.out:
+        write_result(how.out, json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
