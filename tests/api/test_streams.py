@@ -30,8 +30,10 @@ def test_a_stream_that_is_closed_is_cancelled(client: OpenAI, server: Served, n:
         while len(running) < n:
             running.add(next(stream).choices[0].index)
         busy = server.health()
-        assert (busy["open_requests"], busy["engine"]["running"]) == (1, n)
-        assert busy["engine"]["free_blocks"] < busy["engine"]["total_blocks"]
+        engine = busy["engine"]
+        assert busy["open_requests"] == 1
+        assert engine["running"] + engine["waiting"] == n  # one may have lost its blocks to the other
+        assert engine["free_blocks"] < engine["total_blocks"]
     assert_freed(server, before, n)
     server.wait_for_line(" POST /v1/completions 200 ", " (the client left)")
 

@@ -242,7 +242,7 @@ def test_an_emulator_is_called_one(load: Load, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "files", "error"),
     [
-        ({"backend": "nonsense"}, {}, BackendError),
+        ({"backend": "nonsense"}, {}, UsageError),
         ({"backend": "reference", "precision": "int4"}, {}, BackendError),
         ({"threads": 100_000}, {}, UsageError),
         ({"max_context": 1 << 20}, {}, UsageError),
