@@ -53,9 +53,12 @@ public:
     void run(int64_t tasks, detail::Body body, void* context) {
         std::lock_guard<std::mutex> one_at_a_time(callers_);
         const uint32_t number = number_.load(std::memory_order_relaxed) + 1;
-        body_.store(body, std::memory_order_relaxed);
-        context_.store(context, std::memory_order_relaxed);
-        tasks_.store(tasks, std::memory_order_relaxed);
+        // Closed first: a helper that is still at the old job's end could take this job's count for the old one's, and
+        // claim a task that the old job does not have.
+        next_.store(static_cast<uint64_t>(number) << 32 | kClosed, std::memory_order_relaxed);
+        body_.store(body, std::memory_order_release);
+        context_.store(context, std::memory_order_release);
+        tasks_.store(tasks, std::memory_order_release);
         done_.store(0, std::memory_order_relaxed);
         next_.store(static_cast<uint64_t>(number) << 32, std::memory_order_release);
         {
@@ -74,16 +77,17 @@ public:
 
 private:
     static constexpr int kTurnsBeforeYield = 2000;
+    static constexpr uint64_t kClosed = 0xFFFFFFFFu;  // a task that no job has
 
     // Takes tasks of job `number` until there are none. What is read of the job is good whenever a claim succeeds: the
-    // job can't be replaced before its tasks are done.
+    // job can't be replaced before its tasks are done, and whoever has seen a part of the next job finds next_ changed.
     void work(uint32_t number, int worker) {
         uint64_t seen = next_.load(std::memory_order_acquire);
         while (static_cast<uint32_t>(seen >> 32) == number) {
             const auto task = static_cast<int64_t>(seen & 0xFFFFFFFFu);
-            const detail::Body body = body_.load(std::memory_order_relaxed);
-            void* context = context_.load(std::memory_order_relaxed);
-            if (task >= tasks_.load(std::memory_order_relaxed)) return;
+            const detail::Body body = body_.load(std::memory_order_acquire);
+            void* context = context_.load(std::memory_order_acquire);
+            if (task >= tasks_.load(std::memory_order_acquire)) return;
             if (!next_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire))
                 continue;
             body(context, task, worker);
