@@ -16,6 +16,7 @@ const AttentionKernels attention_portable = attention_table<Portable>();
 const AttentionKernels& attention_kernels() {
 #if defined(GA_X86)
     if (level() >= Level::avx512) return attention_avx512;
+    if (level() == Level::avx2) return attention_avx2;
 #endif
     return attention_portable;
 }

@@ -68,6 +68,7 @@ struct AttentionKernels {
 };
 
 extern const AttentionKernels attention_portable;
+extern const AttentionKernels attention_avx2;    // x86 only
 extern const AttentionKernels attention_avx512;  // x86 only
 
 // The table of the level in use.

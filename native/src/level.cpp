@@ -42,13 +42,15 @@ bool tiles_permitted() {
 }
 
 Level detect() {
-    if (!bit(cpuid(1, 0).c, 27)) return Level::generic;  // OSXSAVE
+    const Registers one = cpuid(1, 0), seven = cpuid(7, 0), more = cpuid(7, 1);
+    if (!bit(one.c, 27)) return Level::generic;  // OSXSAVE
     const auto state = enabled_state();
-    constexpr unsigned long long kVectors = 0xe6, kTiles = 0x60000;
-    const Registers seven = cpuid(7, 0), more = cpuid(7, 1);
+    constexpr unsigned long long kHalves = 0x6, kVectors = 0xe6, kTiles = 0x60000;
+    const bool halves = bit(one.c, 12) && bit(one.c, 28) && bit(one.c, 29) && bit(seven.b, 5);  // FMA AVX F16C AVX2
+    if (!halves || (state & kHalves) != kHalves) return Level::generic;
     const bool foundation = bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31);  // F DQ BW VL
     const bool extensions = bit(seven.c, 11) && bit(more.a, 5);                                            // VNNI BF16
-    if (!foundation || !extensions || (state & kVectors) != kVectors) return Level::generic;
+    if (!foundation || !extensions || (state & kVectors) != kVectors) return Level::avx2;
     const bool tiles = bit(seven.d, 24) && bit(seven.d, 22) && bit(seven.d, 25);  // TILE BF16 INT8
     if (!tiles || (state & kTiles) != kTiles || !tiles_permitted()) return Level::avx512;
     return Level::amx;

@@ -19,6 +19,16 @@ bool Prepared::prepare(const float* x, int64_t rows, int64_t cols, int64_t strid
     }
     const LinearKernels& kernels = linear_kernels();
     const int64_t padded = out.padded;
+    if (kind == kBfloat16 && kernels.round_to_bfloat16) {
+        auto* rounded = reinterpret_cast<float*>(buffer_.get(static_cast<size_t>(rows * padded) * 4 + 64));
+        if (!rounded) return false;
+        for_rows(rows, cols, [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; ++r)
+                kernels.round_to_bfloat16(x + r * stride, cols, padded, rounded + r * padded);
+        });
+        out.rounded = rounded;
+        return true;
+    }
     if (kind == kBfloat16) {
         auto* bfloat16 = reinterpret_cast<uint16_t*>(buffer_.get(static_cast<size_t>(rows * padded) * 2 + 64));
         if (!bfloat16) return false;

@@ -12,6 +12,7 @@ struct Activations {
     const float* plain = nullptr;       // float32: [rows], `stride` floats apart
     int64_t stride = 0;
     const uint16_t* bfloat16 = nullptr; // [rows][padded]
+    const float* rounded = nullptr;     // or this, for a level that multiplies bfloat16 as float32: [rows][padded]
     const int8_t* quants = nullptr;     // [rows][padded]
     const float* scales = nullptr;      // [rows][padded / kGroup]: value = scale * quant
     const int32_t* sums = nullptr;      // [rows][groups]: the sum of the quants
@@ -36,9 +37,12 @@ struct LinearKernels {
     // One row in groups of kGroup columns.
     void (*quantise)(const float* x, int64_t cols, int64_t padded, int8_t* quants, float* scales, int32_t* sums,
                      float* offsets);
+    // Instead of to_bfloat16, if it is there: rounds to bfloat16 and keeps float32, for Activations::rounded.
+    void (*round_to_bfloat16)(const float* x, int64_t cols, int64_t padded, float* out) = nullptr;
 };
 
 extern const LinearKernels linear_portable;
+extern const LinearKernels linear_avx2;          // x86 only
 extern const LinearKernels linear_avx512;        // x86 only
 extern const LinearKernels linear_amx;           // x86 only
 extern const LinearKernels linear_amx_emulated;  // x86 only: AMX's tile instructions in software, for tests

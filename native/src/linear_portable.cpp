@@ -160,6 +160,7 @@ const LinearKernels& linear_kernels() {
         case Level::amx_emulated: return linear_amx_emulated;
         case Level::amx: return linear_amx;
         case Level::avx512: return linear_avx512;
+        case Level::avx2: return linear_avx2;
         case Level::generic: break;
     }
 #endif

@@ -50,6 +50,7 @@ const PeakKernels& peak_kernels(int64_t kind) {
 #if defined(GA_X86)
     if (level() == Level::amx && peak_amx.burn[kind]) return peak_amx;
     if (level() >= Level::avx512) return peak_avx512;
+    if (level() == Level::avx2) return peak_avx2;
 #endif
     (void)kind;
     return peak_portable;

@@ -10,6 +10,7 @@ struct PeakKernels {
 };
 
 extern const PeakKernels peak_portable;
+extern const PeakKernels peak_avx2;    // x86 only
 extern const PeakKernels peak_avx512;  // x86 only
 extern const PeakKernels peak_amx;     // x86 only
 

@@ -58,6 +58,7 @@ const SampleKernels sample_portable = {"generic", maximum, above, sum_exp, words
 const SampleKernels& sample_kernels() {
 #if defined(GA_X86)
     if (level() >= Level::avx512) return sample_avx512;
+    if (level() == Level::avx2) return sample_avx2;
 #endif
     return sample_portable;
 }

@@ -1,4 +1,4 @@
-// Sixteen float lanes in plain C++: the portable twin of x86/simd_avx512.h, with the same members.
+// Sixteen float lanes in plain C++: the portable twin of x86/simd_avx2.h and simd_avx512.h, with the same members.
 #pragma once
 #include <stdint.h>
 #include <string.h>

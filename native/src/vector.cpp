@@ -10,6 +10,7 @@ const VectorKernels vector_portable = vector_table<Portable>();
 const VectorKernels& vector_kernels() {
 #if defined(GA_X86)
     if (level() >= Level::avx512) return vector_avx512;
+    if (level() == Level::avx2) return vector_avx2;
 #endif
     return vector_portable;
 }

@@ -1,4 +1,4 @@
-// Bodies of the row-wise kernels, written once over a 16-lane vector type V (Portable or Avx512).
+// Bodies of the row-wise kernels, written once over a 16-lane vector type V (Portable, Avx2 or Avx512).
 #pragma once
 #include <math.h>
 

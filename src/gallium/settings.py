@@ -12,7 +12,7 @@ from gallium.errors import UsageError
 PrecisionChoice = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 Hub = Literal["huggingface", "modelscope"]
 KNOWN_VARIABLES = {
-    "GALLIUM_CPU_LEVEL": "instruction-set level of the CPU kernels: generic, avx512 or amx (default: the best)",
+    "GALLIUM_CPU_LEVEL": "instruction-set level of the CPU kernels: generic, avx2, avx512 or amx (default: the best)",
     "GALLIUM_THREADS": "threads of the CPU kernels (default: the cores this process may use)",
     "GALLIUM_API_KEY": "what --api-key of `gallium serve` says, without showing it in the list of processes",
     "GALLIUM_DEBUG": "1 prints tracebacks, as --debug does",

@@ -1,5 +1,5 @@
-/* The instruction-set level that kernels use: 0 generic, 1 avx512 (with VNNI and BF16), 2 amx;
- * 3 amx-emulated: the AMX code with its tiles in software, for tests on machines without AMX, never the best level. */
+/* The instruction-set level that kernels use: 0 generic, 1 avx2 (with FMA and F16C), 2 avx512 (with VNNI and BF16),
+ * 3 amx; 4 amx-emulated: the AMX code with its tiles in software, for tests on machines without AMX, never the best level. */
 #pragma once
 #include "gallium/abi.h"
 

@@ -1,7 +1,6 @@
 // Peak of AVX-512: sixteen independent sums of the FMA, BF16 and VNNI instructions.
-#include <utility>
-
 #include "peak_kernels.h"
+#include "x86/peak_burn.h"
 #include "x86/simd_avx512.h"
 
 namespace ga {
@@ -9,39 +8,23 @@ namespace {
 
 constexpr int kSums = 16;
 
-// Indices that are constants keep the sums in registers: in a loop they would live in memory.
-template <class V, class Start, class Step, int... I>
-void burn(int64_t rounds, Start start, Step step, std::integer_sequence<int, I...>) {
-    V sums[kSums] = {start(I)...};
-    const auto once = [&](V& sum) {
-        sum = step(sum);
-        asm volatile("" : "+v"(sum));  // each step is done, one by one
-    };
-    for (int64_t n = 0; n < rounds; ++n) (once(sums[I]), ...);
-}
-
-template <class V, class Start, class Step>
-void burn(int64_t rounds, Start start, Step step) {
-    burn<V>(rounds, start, step, std::make_integer_sequence<int, kSums>());
-}
-
 void burn_float32(int64_t rounds) {
     const __m512 factor = _mm512_set1_ps(0.5f);
-    burn<__m512>(
+    burn<__m512, kSums>(
         rounds, [](int i) { return _mm512_set1_ps(static_cast<float>(i)); },
         [&](__m512 sum) { return _mm512_fmadd_ps(sum, factor, factor); });
 }
 
 void burn_bfloat16(int64_t rounds) {
     const __m512bh factor = (__m512bh)_mm512_set1_epi16(0x3f00);
-    burn<__m512>(
+    burn<__m512, kSums>(
         rounds, [](int i) { return _mm512_set1_ps(static_cast<float>(i)); },
         [&](__m512 sum) { return _mm512_dpbf16_ps(sum, factor, factor); });
 }
 
 void burn_int8(int64_t rounds) {
     const __m512i factor = _mm512_set1_epi8(3);
-    burn<__m512i>(
+    burn<__m512i, kSums>(
         rounds, [](int i) { return _mm512_set1_epi32(i); },
         [&](__m512i sum) { return _mm512_dpbusd_epi32(sum, factor, factor); });
 }

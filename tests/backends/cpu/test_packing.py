@@ -129,6 +129,20 @@ def test_a_coding_that_the_kernels_do_not_know_takes_the_detour() -> None:
     np.testing.assert_array_equal(rows_of(ops, packed, [0, 32]), values[[0, 32]])
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_integers_do_not_overflow(level: str, sign: int) -> None:
+    """Weights of -128 or 15 and activations of 127, which no sum of pairs in 16 bits may saturate."""
+    x = np.full((7, 64), sign, np.float32)
+    block = np.concatenate([np.array([1.0], np.float16).view(np.uint8), np.full(32, -128, np.int8).view(np.uint8)])
+    eight = CpuOps("int8")
+    y = eight.linear(x, eight.pack_linear([Stored("Q8_0", np.tile(block, 17 * 2), shape=(17, 64))]))
+    np.testing.assert_allclose(y, np.full((7, 17), sign * -128.0 * 64), rtol=1e-6)
+    line = np.concatenate([np.array([1.0, 0.0], np.float16).view(np.uint8), np.full(16, 255, np.uint8)])
+    four = CpuOps("int4")
+    y = four.linear(x, four.pack_linear([Stored("Q4_1", np.tile(line, 17 * 2), shape=(17, 64))]))
+    np.testing.assert_allclose(y, np.full((7, 17), sign * 15.0 * 64), rtol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
 def test_a_damaged_weight_is_seen_in_the_result(precision: Precision, bad: float) -> None:

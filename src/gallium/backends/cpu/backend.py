@@ -21,7 +21,8 @@ from gallium.ops.machine import Fact, Limits
 READ_BYTES = 256 << 20  # far beyond any cache
 ROUNDS = 5
 LEVEL_REASONS = {
-    "generic": "portable C++: this machine lacks AVX-512 with VNNI and BF16, or the level was forced",
+    "generic": "portable C++: this machine lacks AVX2 with FMA and F16C, or the level was forced",
+    "avx2": "AVX2 with FMA and F16C: this machine lacks AVX-512 with VNNI and BF16, or the level was forced",
     "avx512": "AVX-512 with VNNI and BF16",
     "amx": "AMX tiles in bfloat16 and int8, AVX-512 for the rest",
     "amx-emulated": "EMULATED AMX tiles, slow, for tests",

@@ -11,9 +11,9 @@ from pathlib import Path
 from gallium.errors import BackendError, UsageError
 from gallium.settings import environment
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 FILE_NAME = "libgallium_cpu.so"
-LEVELS = ("generic", "avx512", "amx", "amx-emulated")
+LEVELS = ("generic", "avx2", "avx512", "amx", "amx-emulated")
 """Instruction-set levels, weakest first; the index is the native code. The last is for tests and never a default."""
 MAX_THREADS = 256
 
@@ -63,7 +63,7 @@ def best_level() -> int:
 def available_levels() -> tuple[str, ...]:
     """The levels that can be set here, weakest first; "amx-emulated" only where AVX-512 is there and AMX is not."""
     best = best_level()
-    emulated = LEVELS[3:] if LEVELS[best] == "avx512" else ()
+    emulated = LEVELS[-1:] if LEVELS[best] == "avx512" else ()
     return LEVELS[: best + 1] + emulated
 
 
