@@ -28,7 +28,12 @@ void put_int8_group(char* panel, int64_t lane, int64_t group, float d, const int
     const uint16_t half = float_to_half(d);
     memcpy(const_cast<char*>(int8_scales(panel, group)) + lane * 2, &half, 2);
     auto* to = reinterpret_cast<uint8_t*>(const_cast<char*>(int8_units(panel, group))) + lane * 4;
-    for (int i = 0; i < kGroup; ++i) to[i / 4 * kUnit + i % 4] = static_cast<uint8_t>(quants[i] + 128);
+    for (int i = 0; i < kGroup / 4; ++i, to += kUnit) {
+        uint32_t four;
+        memcpy(&four, quants + 4 * i, 4);
+        four ^= 0x80808080u;  // + 128, byte by byte
+        memcpy(to, &four, 4);
+    }
 }
 
 void put_int8(char* panel, int64_t lane, const float* row, int64_t cols) {
@@ -66,8 +71,23 @@ void put_line(char* panel, int64_t lane, int64_t group, const Line& line) {
     memcpy(to + 288 + lane * 2, &m, 2);
 }
 
+// A row of blocks whose nibbles lie as in a panel, with or without an m.
+void copy_nibbles(char* panel, int64_t lane, int64_t storage, const uint8_t* row, int64_t cols) {
+    const int64_t head = storage == GA_Q4_1 ? 4 : 2;
+    for (int64_t group = 0; group * kGroup < cols; ++group, row += head + 16) {
+        uint16_t line[2];
+        memcpy(line, row, static_cast<size_t>(head));
+        if (head == 2) line[1] = float_to_half(-8.0f * half_to_float(line[0]));
+        char* to = panel + group * kInt4GroupBytes;
+        for (int j = 0; j < 4; ++j) memcpy(to + j * kUnit + lane * 4, row + head + 4 * j, 4);
+        memcpy(to + 256 + lane * 2, line, 2);
+        memcpy(to + 288 + lane * 2, line + 1, 2);
+    }
+}
+
 // A row of four-bit blocks as they are.
 void copy_int4(char* panel, int64_t lane, int64_t storage, const uint8_t* row, int64_t cols) {
+    if (storage != GA_Q4_K) return copy_nibbles(panel, lane, storage, row, cols);
     Line line;
     for (int64_t group = 0; group * kGroup < cols; ++group) {
         read_line(storage, row, group, line);
