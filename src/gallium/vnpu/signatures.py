@@ -1,0 +1,30 @@
+"""The signature table: what each operator function of CANN is passed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+
+@dataclass(frozen=True)
+class Signature:
+    """kinds: one letter per parameter (T tensor, L list of tensors, S scalar, i integer, ...); source: where it is from."""
+
+    name: str
+    kinds: str
+    parameters: tuple[str, ...]
+    source: str
+
+
+@cache
+def table() -> dict[str, Signature]:
+    """All known signatures by name, without the prefix aclnn."""
+    found: dict[str, Signature] = {}
+    for name in ("signatures.tsv", "atb_signatures.tsv"):
+        for line in files("gallium.vnpu").joinpath("data", name).read_text(encoding="utf-8").splitlines():
+            if line.startswith("#"):
+                continue
+            operator, kinds, parameters, source = line.split("\t")
+            found[operator] = Signature(operator, kinds, tuple(filter(None, parameters.split(","))), source)
+    return found

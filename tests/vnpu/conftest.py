@@ -1,0 +1,23 @@
+"""Tests of the virtual NPU run in a process that has it: it is installed before torch comes."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+collect_ignore_glob: list[str] = []
+if importlib.util.find_spec("torch_npu") is None:
+    collect_ignore_glob.append("test_*.py")
+else:
+    from gallium import vnpu
+
+    vnpu.install()
+
+    import torch
+    import torch_npu  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

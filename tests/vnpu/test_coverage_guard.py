@@ -1,0 +1,37 @@
+"""Every argument is honoured or refused: each parameter of each operator is read, or declared to mean nothing."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+
+import pytest
+
+from gallium.vnpu import ops
+from gallium.vnpu.registry import Operator, operators
+from gallium.vnpu.signatures import table
+
+ops.load()
+
+
+def parameters(operator: Operator) -> list[str]:
+    return list(inspect.signature(operator.body).parameters)
+
+
+def read_names(operator: Operator) -> set[str]:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(operator.body)))
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+@pytest.mark.parametrize("name", sorted(operators()))
+def test_every_parameter_is_read_or_declared_to_mean_nothing(name: str) -> None:
+    operator = operators()[name]
+    unread = set(parameters(operator)) - read_names(operator)
+    assert unread == set(operator.unused), "read each parameter, or say in `unused` why it means nothing"
+    assert all(len(reason) > 15 for reason in operator.unused.values())
+
+
+@pytest.mark.parametrize("name", sorted(n for n in operators() if "." not in n))
+def test_the_body_takes_what_the_signature_says(name: str) -> None:
+    assert len(parameters(operators()[name])) == len(table()[name].kinds)
