@@ -52,7 +52,7 @@ def main() -> int:
     if given.pytorch:
         calls += find_calls(given.pytorch, "torch_npu", prefix="pytorch/")
     found = wheel.names()
-    table = build([name for name in found if name not in ONE_CALL], wheel.passed_types(), calls, {})
+    table = build([name for name in found if name not in ONE_CALL], wheel.passed_types(), calls)
     report(table, len(found))
     op_plugin = given.op_plugin_commit or commit_of(given.op_plugin)
     pytorch = given.pytorch_commit or commit_of(given.pytorch)

@@ -5,8 +5,10 @@ A type without an overload is passed by value as it is, so arithmetic types keep
 
 import re
 
-# A null pointer literal says nothing about what another call passes there.
+# A null pointer literal says nothing about what another call passes there, and hardly more does a tensor that is never
+# defined: op-plugin passes it for lists too.
 NULL = "0"
+NO_TENSOR = "t"
 
 KINDS = {
     "at::Tensor": "T",

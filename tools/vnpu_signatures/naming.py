@@ -4,7 +4,7 @@ import keyword
 import re
 
 # Marks of how op-plugin prepares an argument, not of what it means.
-PREFIXES = ("format_", "formatted_", "acl_")
+PREFIXES = ("format_", "formatted_", "acl_", "default_")
 SUFFIXES = (
     "_wrapper",
     "_wrap",
@@ -35,6 +35,8 @@ SUFFIXES = (
     "_acl_type",
 )
 TYPE_SUFFIXES = {"_acltype": "_dtype", "_acl_type": "_dtype", "_scalar_type": "_dtype"}
+# Variables that hold nothing: what would stand there has no name at this call.
+NOTHING = re.compile(r"(?:\w+_)?null(?:ptr|_\w+)?|tmp|temp|empty_\w+|\w+_nullptr")
 
 
 def snake_case(name: str) -> str:
@@ -46,10 +48,12 @@ def identifier(argument: str) -> str:
     """The last plain identifier of an expression: `attr.dst_type`, `*seed_ptr`, `grads[i]`, `x.value()`."""
     plain = re.sub(r"\[[^\]]*\]|\.value\(\)|\.has_value\(\).*", "", argument)
     words = re.findall(r"[A-Za-z_]\w*", plain)
-    return snake_case(words[-1]) if words and not plain.startswith('"') else "value"
+    name = snake_case(words[-1]) if words and not plain.startswith('"') else "value"
+    return "reserved" if NOTHING.fullmatch(name) else name
 
 
-def plain_name(argument: str) -> str:
+def plain_name(argument: str, siblings: frozenset[str] = frozenset()) -> str:
+    """The name without marks. `d_value` beside a sibling `d_key` is what belongs to the value tensor: it stays."""
     name = identifier(argument)
     changed = True
     while changed:
@@ -58,15 +62,21 @@ def plain_name(argument: str) -> str:
             name = name.removeprefix(prefix) or name
         for suffix in SUFFIXES:
             shorter = name.removesuffix(suffix)
-            name = (shorter + TYPE_SUFFIXES.get(suffix, "")) if shorter and shorter != name else name
+            if shorter and not keyword.iskeyword(shorter) and not _beside_a_key(shorter, siblings):
+                name = shorter + (TYPE_SUFFIXES.get(suffix, "") if shorter != name else "")
         changed = name != before
     return name
 
 
+def _beside_a_key(stem: str, siblings: frozenset[str]) -> bool:
+    return any(one.startswith(f"{stem}_key") for one in siblings)
+
+
 def parameter_names(arguments: tuple[str, ...]) -> list[str]:
     """One distinct Python identifier for each argument; a plain name that two would share is not shortened."""
-    plain = [plain_name(one) for one in arguments]
-    names = [short if plain.count(short) == 1 else identifier(one) for short, one in zip(plain, arguments, strict=True)]
+    full = [identifier(one) for one in arguments]
+    plain = [plain_name(one, frozenset(full)) for one in arguments]
+    names = [short if plain.count(short) == 1 else long for short, long in zip(plain, full, strict=True)]
     for at, name in enumerate(names):
         if names.index(name) != at:
             names[at] = f"{name}_{at}"
@@ -76,4 +86,6 @@ def parameter_names(arguments: tuple[str, ...]) -> list[str]:
 def decorated(arguments: tuple[str, ...]) -> int:
     """How far the arguments of a call are from plain distinct names: less is better."""
     names = [identifier(one) for one in arguments]
-    return sum(plain_name(one) != one for one in arguments) + 2 * (len(names) - len(set(names)))
+    vague = sum(name in ("reserved", "value", "tmp_item") for name in names)
+    marked = sum(plain_name(one) != one for one in arguments)
+    return marked + 2 * (len(names) - len(set(names))) + 3 * vague

@@ -47,7 +47,6 @@ def schema_arguments(schema: str) -> dict[str, str]:
     return found
 
 
-
 def _passed(entry: dict[str, Any], schema: str, parts: list[str]) -> list[str]:
     if len(parts) > 1:
         return parts[1:]
