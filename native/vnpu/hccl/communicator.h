@@ -49,11 +49,11 @@ public:
     Status send(Kind kind, const void* data, uint64_t count, DataType dtype, uint32_t to);
     Status receive(Kind kind, void* data, uint64_t count, DataType dtype, uint32_t from);
 
-    // Root infos that a communicator's leader sent to its members before they asked for them.
+    // Root infos that the leader of a new communicator sent to this rank before it asked for them.
     struct Invitation {
         uint32_t leader;
         uint64_t id;
-        std::vector<char> root;
+        RootInfo root;
     };
     std::vector<Invitation>& invitations() { return invitations_; }
 

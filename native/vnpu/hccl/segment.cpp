@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -54,11 +55,11 @@ Layout layout_of(size_t ranks, size_t half) {
     return at;
 }
 
-// Half of the buffer of a rank, in KiB; the whole is 8 MiB unless the environment says otherwise.
+// Half of the buffer of a rank, in KiB; the whole is 4 MiB unless the environment says otherwise.
 uint64_t wanted_half_kib() {
     const char* text = getenv("GALLIUM_VNPU_HCCL_BUFFER_MB");
-    const long megabytes = text != nullptr ? strtol(text, nullptr, 10) : 8;
-    return static_cast<uint64_t>(megabytes >= 1 && megabytes <= 256 ? megabytes : 8) * 512;
+    const long megabytes = text != nullptr ? strtol(text, nullptr, 10) : 4;
+    return static_cast<uint64_t>(megabytes >= 1 && megabytes <= 256 ? megabytes : 4) * 512;
 }
 
 int open_file(const RootInfo& root) {
@@ -102,7 +103,7 @@ Status settle(Head& head, uint32_t ranks, size_t& half) {
 }  // namespace
 
 Status Segment::offer(RootInfo& root) {
-    memset(&root, 0, sizeof root);
+    root = {};
     memcpy(root.magic, kMagic, sizeof kMagic);
     if (getrandom(root.nonce, sizeof root.nonce, 0) != sizeof root.nonce) {
         return fail(kInternal, system_text("no random numbers"));
