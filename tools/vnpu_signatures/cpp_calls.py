@@ -12,9 +12,8 @@ MACROS = (
     "EXEC_NPU_NO_FORMAT_CHECK_CMD",
     "EXEC_GET_MAX_WORKSPACE_CMD",
 )
-CALL = re.compile(r"\b(?:%s)\s*\(" % "|".join(MACROS))
+CALL = re.compile(rf"\b(?:{'|'.join(MACROS)})\s*\(")
 COMMENT_OR_STRING = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.DOTALL)
-PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,13 @@ LETTERS = {
     "f": "float",
 }
 LETTER_OF = {spelling: letter for letter, spellings in LETTERS.items() for spelling in spellings.split()}
-DECLARATION = r"(?:^|[;{}(,\n])\s*((?:(?:const|static|constexpr)\s+)*[A-Za-z_][\w:]*(?:<(?:[^<>;(){}=]|<[^<>]*>)*>)?(?:\s*const)?\s*[&*]*)\s*\b%s\s*(?P<then>[=;,({)\[:]|$)"
+# A type, perhaps with template arguments and marks of a reference, then the name, then what may follow a declared name.
+DECLARATION = (
+    r"(?:^|[;{}(,\n])\s*((?:(?:const|static|constexpr)\s+)*[A-Za-z_][\w:]*(?:<(?:[^<>;(){}=]|<[^<>]*>)*>)?"
+    r"(?:\s*const)?\s*[&*]*)\s*\bNAME\s*(?P<then>[=;,({)\[:]|$)"
+)
+OPTIONAL = r"optional<\s*([^;(){}]*?)\s*>\s*&?\s*NAME\b"
+DEFINED = r"^\s*(?:static |inline )*([\w:<>]+[&*]?)\s+NAME\("
 NOT_A_TYPE = {"return", "else", "case", "delete", "new", "throw", "goto"}
 TENSOR_MAKERS = re.compile(
     r"^(?:at::(?:empty|zeros|ones|full|scalar_tensor|empty_like|zeros_like|empty_strided)\w*"
@@ -110,8 +116,7 @@ def _composed(expression: str, text: str, depth: int) -> str:
 
 def _unwrapped(name: str, text: str) -> str:
     """The letter of what an optional variable holds, or "" if it is not declared as one."""
-    pattern = r"optional<\s*([^;(){}]*?)\s*>\s*&?\s*%s\b" % re.escape(name)
-    found = re.findall(pattern, enclosing_function(text))
+    found = re.findall(OPTIONAL.replace("NAME", name), enclosing_function(text))
     return letter_of(found[-1]) if found else ""
 
 
@@ -120,15 +125,15 @@ def _called(name: str, text: str) -> str:
     letter = letter_of(name)
     if letter != UNKNOWN:
         return letter
-    found = re.findall(r"^\s*((?:static |inline )*[\w:<>]+[&*]?)\s+%s\(" % re.escape(name), text, re.MULTILINE)
-    return letter_of(re.sub(r"static |inline ", "", found[-1])) if found else UNKNOWN
+    found = re.findall(DEFINED.replace("NAME", name), text, re.MULTILINE)
+    return letter_of(found[-1]) if found else UNKNOWN
 
 
 def _variable(name: str, text: str, depth: int) -> str:
     for scope in (enclosing_function(text), text):
         declared = [
             match
-            for match in re.finditer(DECLARATION % re.escape(name), scope)
+            for match in re.finditer(DECLARATION.replace("NAME", name), scope)
             if match.group(1).split("<")[0].split()[0] not in NOT_A_TYPE
         ]
         if declared:

@@ -36,7 +36,7 @@ SUFFIXES = (
 )
 TYPE_SUFFIXES = {"_acltype": "_dtype", "_acl_type": "_dtype", "_scalar_type": "_dtype"}
 # Variables that hold nothing: what would stand there has no name at this call.
-NOTHING = re.compile(r"(?:\w+_)?null(?:ptr|_\w+)?|tmp|temp|empty_\w+|\w+_nullptr")
+NOTHING = re.compile(r"(?:\w+_)?null(?:_?\w+)?|tmp|temp|empty_\w+")
 
 
 def snake_case(name: str) -> str:

@@ -42,7 +42,7 @@ def letters(call: Call) -> str:
 def agree(passed: str, read: str) -> bool:
     """Whether a call that reads so in the source can be the one that was compiled so."""
     return len(passed) == len(read) and all(
-        one == other or other in (UNKNOWN, NO_TENSOR) or one == NULL for one, other in zip(passed, read, strict=True)
+        one in (other, NULL) or other in (UNKNOWN, NO_TENSOR) for one, other in zip(passed, read, strict=True)
     )
 
 

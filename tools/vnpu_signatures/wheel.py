@@ -1,9 +1,10 @@
 """What a torch_npu wheel says: the aclnn names it looks up, and the C++ types that it passes to each.
 
 op-plugin's macro EXEC_NPU_CMD calls a template `hit_cache<Args...>(stream, "aclnnX", ..., args...)`. Symbols are
-stripped, but each instantiation keeps a lambda in a std::function, and with it a typeinfo whose name spells Args out. So:
-typeinfo name → typeinfo → the function that returns it → the instantiation → its call sites → the string "aclnnX" that
-each one passes. What is read is what the compiler compiled, at the wheel's own commit.
+stripped, but each instantiation keeps a lambda in a std::function, and with it a typeinfo whose name spells Args out.
+So: typeinfo name → typeinfo → the function that returns it → the instantiation → its call sites → the string "aclnnX"
+nearest before each one. What is read is what the compiler compiled, at the wheel's own commit. "Nearest" may name a
+neighbour, so nothing is believed that a call in the sources does not agree with (table.py).
 """
 
 import bisect
