@@ -11,7 +11,7 @@ from gallium.vnpu.loader import core, function_indices
 
 @contextmanager
 def called() -> Iterator[set[str]]:
-    """The set that is yielded holds, when the block has ended, the names of the CANN functions that were called in it."""
+    """Yields a set that holds, when the block has ended, the CANN functions that were called in it."""
     names: set[str] = set()
     before = _counts()
     yield names

@@ -75,8 +75,8 @@ def core_with_lock() -> ctypes.PyDLL:
 def _check_system() -> None:
     if "torch_npu" in sys.modules:
         raise RuntimeError(
-            "torch_npu is loaded already: call gallium.vnpu.install() before importing torch, or start the program with "
-            "`gallium npu run`."
+            "torch_npu is loaded already: call gallium.vnpu.install() before importing torch, or start the program "
+            "with `gallium npu run`."
         )
     if sys.platform != "linux":
         raise RuntimeError("the virtual NPU needs Linux, because torch_npu does.")

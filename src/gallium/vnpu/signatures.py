@@ -9,7 +9,7 @@ from importlib.resources import files
 
 @dataclass(frozen=True)
 class Signature:
-    """kinds: one letter per parameter (T tensor, L list of tensors, S scalar, i integer, ...); source: where it is from."""
+    """kinds: one letter per parameter (T tensor, L list of tensors, S scalar, ...); source: where it is from."""
 
     name: str
     kinds: str

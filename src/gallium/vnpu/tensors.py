@@ -6,6 +6,7 @@ import ctypes
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,14 +171,15 @@ def _view(
     if address % size:
         raise Illegal("a tensor's address", hex(address), f"a multiple of {size} bytes")
     with torch.inference_mode(False), torch._C.DisableTorchFunction():
-        return _base(dtype).as_strided(dims, strides, (address - _BASE) // size + offset)
+        view: Tensor = _base(dtype).as_strided(dims, strides, (address - _BASE) // size + offset)
+        return view
 
 
 @cache
 def _base(dtype: torch.dtype) -> Tensor:
     # The only use of a private function of torch; tests/vnpu/test_tensors.py holds it.
-    storage = torch._C._construct_storage_from_data_pointer(_BASE, torch.device("cpu"), _SPAN)
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, (_SPAN // dtype.itemsize,))
+    storage: Any = torch._C._construct_storage_from_data_pointer(_BASE, torch.device("cpu"), _SPAN)
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, (_SPAN // dtype.itemsize,), (1,))
 
 
 def _contiguous(dims: tuple[int, ...]) -> tuple[int, ...]:
