@@ -8,11 +8,11 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import gallium
 from gallium.vnpu import signatures, soc
 from gallium.vnpu.options import OptionError, Options
 from gallium.vnpu.refusals import describe
@@ -54,7 +54,8 @@ def install(options: Options | None = None) -> None:
 @cache
 def libraries() -> Path:
     """The folder of the emulated CANN. Raises RuntimeError if this build has none."""
-    for folder in gallium.__path__:  # an editable installation has two
+    package = find_spec("gallium")
+    for folder in (package.submodule_search_locations or ()) if package else ():  # an editable installation has two
         if (path := Path(folder) / "_native" / "vnpu").joinpath(CORE).exists():
             return path
     raise RuntimeError("this build of gallium has no virtual NPU (it is built on Linux only).")
