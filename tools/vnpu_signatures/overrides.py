@@ -10,31 +10,34 @@ VARIANTS: dict[str, tuple[int, str]] = {
 # newer, or older. Names come from the wheel's own schema of the operator, or from the nearest relative's call site.
 NAMES: dict[str, tuple[str, str]] = {
     "DropoutV3Grad": (
-        "grad_output mask p grad_input",
-        "wheel; order from native_dropout_backward, to be confirmed by a call",
+        "grad_output mask scale grad_input",
+        "wheel; aten::native_dropout_backward, seen in a call on a 950",
     ),
     "DropoutV3Tensor": (
-        "self optional_noise_shape p seed offset intra_offset result mask",
-        "wheel; named after DropoutV3 and DropoutGenMaskV2Tensor",
+        "self optional_noise_shape p seed offset offset_intragraph result mask",
+        "wheel; named after DropoutV3 and InplaceUniformTensor, seen in a captured call on a 950",
     ),
     "FusedAdam": (
         "self grads exp_avgs exp_avg_sqs max_exp_avg_sqs state_steps grad_scale found_inf"
         " lr beta1 beta2 weight_decay eps amsgrad maximize",
-        "wheel; aten::_fused_adam_, place of grad_scale and found_inf to be confirmed by a call",
+        "wheel; aten::_fused_adam_, seen in a call on a 950",
     ),
     "InplaceCeil": ("self", "wheel; aten::ceil_"),
-    "MatmulAbftVerify": ("a b c checksum_weight e_max comp_row", "wheel; schema of npu::_npu_matmul_abft_verify"),
+    "MatmulAbftVerify": (
+        "a b c checksum_weight e_max comp_row",
+        "wheel; schema of npu::_npu_matmul_abft_verify, seen in a call",
+    ),
     "MhcPreBackwardV2": (
         "x phi alpha grad_h_in grad_h_post grad_h_res inv_rms h_mix h_pre h_post gamma grad_x_post hc_eps"
         " inner_precise x_grad phi_grad alpha_grad bias_post_grad gamma_grad",
-        "wheel; MhcPreBackward and the schema of npu::npu_mhc_pre_backward",
+        "wheel; MhcPreBackward and the schema of npu::npu_mhc_pre_backward, seen in a call",
     ),
     "StatelessExponentialTensor": (
-        "self seed offset intra_offset lambd",
-        "wheel; named after SimThreadExponential and InplaceUniformTensor",
+        "self seed offset offset_intragraph lambd",
+        "wheel; named after InplaceUniformTensor, seen in a captured call on a 950",
     ),
     # The wheel always passes 1 between `sorted` and `values`; nothing read says what it means.
-    "TopkV2": ("self k dim largest sorted reserved values indices", "wheel; named after Topk"),
+    "TopkV2": ("self k dim largest sorted reserved values indices", "wheel; named after Topk, seen in a call"),
 }
 
 # Name → {index: (letter, why)}: what a pointer points to that every call passes as null.

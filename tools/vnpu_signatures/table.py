@@ -26,6 +26,7 @@ class Table:
     signatures: dict[str, Signature] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)  # name → why
     notes: dict[str, str] = field(default_factory=dict)  # name → what was decided
+    read: list[str] = field(default_factory=list)  # names whose types the wheel does not show
 
 
 class Undecided(Exception):
@@ -136,4 +137,6 @@ def build(names: list[str], passed: dict[str, set[tuple[str, ...]]], calls: list
         else:
             if text := note(name, known, read):
                 table.notes[name] = text
+            if not known:
+                table.read.append(name)
     return table

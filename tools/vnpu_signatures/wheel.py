@@ -32,11 +32,11 @@ class Wheel:
         """`path` is a .whl file or the folder it was unpacked to."""
         if path.is_dir():
             self.library = Library(path / LIBRARY)
-            self.version = _assignment((path / "torch_npu/version.py").read_text(), "__version__")
+            self.version = _version((path / "torch_npu/version.py").read_text())
             return
         with zipfile.ZipFile(path) as archive, TemporaryDirectory() as folder:
             self.library = Library(Path(archive.extract(LIBRARY, folder)))
-            self.version = _assignment(archive.read("torch_npu/version.py").decode(), "__version__")
+            self.version = _version(archive.read("torch_npu/version.py").decode())
 
     @cached_property
     def strings(self) -> dict[int, str]:
@@ -86,11 +86,11 @@ class Wheel:
         return {self.library.function_of(instruction) for instruction in self.library.references.get(address, ())}
 
 
-def _assignment(text: str, name: str) -> str:
-    match = re.search(rf"^{name} = '([^']+)'", text, re.MULTILINE)
-    if match is None:
-        raise ValueError(f"torch_npu/version.py assigns no {name}")
-    return match.group(1)
+def _version(text: str) -> str:
+    found = dict(re.findall(r"^(__version__|git_version) = '([^']+)'", text, re.MULTILINE))
+    if len(found) != 2:
+        raise ValueError("torch_npu/version.py does not give __version__ and git_version")
+    return f"{found['__version__']} (Ascend/pytorch {found['git_version'][:7]})"
 
 
 def _template_arguments(mangled: list[str]) -> list[tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """Write the two data files."""
 
+import textwrap
 from pathlib import Path
 
 from .table import Table
@@ -12,11 +13,15 @@ NAMES = "aclnn_names.txt"
 def signatures(table: Table, wheel: str, op_plugin: str, pytorch: str) -> str:
     head = [
         "# What each aclnn function is passed by torch_npu, in order, without workspace size and executor.",
-        f"# Types: the calls compiled into the wheel torch_npu {wheel}.",
+        f"# Types: the calls compiled into the wheel torch_npu {wheel},",
+        f"# but for these {len(table.read)}, of which it shows none, the sources:",
+        *textwrap.wrap(" ".join(table.read), 118, initial_indent="#   ", subsequent_indent="#   "),
         f"# Parameter names and places: Ascend/op-plugin {op_plugin}"
         + (f", Ascend/pytorch {pytorch} (paths with pytorch/)." if pytorch else "."),
         "# Both are under the BSD-3-Clause license; only facts (names, order, types) are taken from them.",
-        "# Written by tools/vnpu_signatures; the letters are explained in tools/vnpu_signatures/kinds.py.",
+        "# Written by tools/vnpu_signatures. Kinds: T tensor, L list of tensors, S scalar, l list of scalars,",
+        "# I F B array of int64, float, bool, s C string, i w h c integer of 64, 32, 16, 8 bits, b bool, d double, f float,",
+        "# P raw pointer; all but numbers may be null.",
         "# name\tkinds\tparameters\tsource",
     ]
     rows = [
