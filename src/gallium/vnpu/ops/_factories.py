@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gallium.vnpu.registry import Body, register
@@ -81,3 +82,9 @@ def ternary_inplace(function: Function) -> Body:
         into(function, self, self, a, b)
 
     return body
+
+
+def zero_dim(value: Number) -> Tensor:
+    """A number as a tensor that does not widen its partner, with all its digits."""
+    kind = torch.float64 if isinstance(value, float) else torch.complex128 if isinstance(value, complex) else None
+    return torch.tensor(value, dtype=kind)

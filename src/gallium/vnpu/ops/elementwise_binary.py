@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gallium.vnpu.ops._factories import Number, binary, binary_inplace, register_all, ternary, ternary_inplace
+from gallium.vnpu.ops._factories import Number, binary, binary_inplace, register_all, ternary, ternary_inplace, zero_dim
 from gallium.vnpu.refusals import Unsupported
 from gallium.vnpu.registry import op, register
 from gallium.vnpu.writing import into
@@ -36,7 +36,6 @@ PLAIN = {
     "Minimum": torch.minimum,
     "Polar": torch.polar,
     "PowScalarTensor": torch.pow,
-    "RemainderScalarTensor": torch.remainder,
     "XLogYScalarSelf": torch.xlogy,
     "XLogYTensor": torch.xlogy,
 }
@@ -64,7 +63,7 @@ def add_inplace(self: Tensor, other: Tensor | Number, alpha: Number) -> None:
 @op("AddV3")
 def add_v3(self: Number, other: Tensor, alpha: Number, out: Tensor) -> None:
     """self + alpha * other for a number self."""
-    into(torch.add, out, torch.mul(other, alpha) if alpha != 1 else other, self)
+    into(torch.add, out, zero_dim(self), other, alpha=alpha)
 
 
 @op("Sub", "Subs")
@@ -79,10 +78,22 @@ def sub_inplace(self: Tensor, other: Tensor | Number, alpha: Number) -> None:
     self.sub_(other, alpha=alpha)
 
 
-@op("Rsub", "Rsubs")
-def rsub(self: Tensor, other: Tensor | Number, alpha: Number, out: Tensor) -> None:
+@op("Rsub")
+def rsub(self: Tensor, other: Tensor, alpha: Number, out: Tensor) -> None:
     """other - alpha * self."""
-    into(torch.ops.aten.rsub, out, self, other, alpha=alpha)
+    into(torch.sub, out, other, self, alpha=alpha)
+
+
+@op("Rsubs")
+def rsubs(self: Tensor, other: Number, alpha: Number, out: Tensor) -> None:
+    """Rsub for a number other."""
+    into(torch.sub, out, zero_dim(other), self, alpha=alpha)
+
+
+@op("RemainderScalarTensor")
+def remainder_of_number(self: Number, other: Tensor, out: Tensor) -> None:
+    """self modulo other, with the sign of other, for a number self."""
+    into(torch.remainder, out, zero_dim(self), other)
 
 
 @op("AddRelu")

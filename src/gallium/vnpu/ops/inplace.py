@@ -10,6 +10,8 @@ from gallium.vnpu.registry import Illegal, Unsupported, op
 from gallium.vnpu.tensors import DTYPES, Blocked
 from gallium.vnpu.writing import write
 
+REDUCTIONS = {0: None, 1: "add", 2: "multiply"}
+
 
 @op("InplaceCopy")
 def copy(dst: Tensor | Blocked, src: Tensor | Blocked) -> None:
@@ -52,3 +54,30 @@ def fill(self: Tensor, value: Tensor | Number) -> None:
 def masked_fill(self: Tensor, mask: Tensor, value: Tensor | Number) -> None:
     """self = value where mask."""
     self.masked_fill_(mask, value)
+
+
+@op("InplaceScatterValue")
+def scatter_value(self: Tensor, dim: int, index: Tensor, value: Number, reduction: int) -> None:
+    """self = value at the indices along dim, or combined with it by reduction."""
+    name = reduction_name(reduction)
+    if name is None:
+        self.scatter_(dim, index, value)
+    else:
+        self.scatter_(dim, index, value, reduce=name)
+
+
+@op("InplaceScatter")
+def scatter(self: Tensor, dim: int, index: Tensor, src: Tensor, reduction: int) -> None:
+    """self = src at the indices along dim, or combined with it by reduction."""
+    name = reduction_name(reduction)
+    if name is None:
+        self.scatter_(dim, index, src)
+    else:
+        self.scatter_(dim, index, src, reduce=name)
+
+
+def reduction_name(reduction: int) -> str | None:
+    """PyTorch's word for a reduction of scatter: 0 none, 1 add, 2 multiply (op-plugin, ScatterKernelNpuOpApi)."""
+    if reduction not in REDUCTIONS:
+        raise Unsupported("reduction", reduction, "0 to 2")
+    return REDUCTIONS[reduction]
