@@ -20,8 +20,8 @@ def signatures(table: Table, wheel: str, op_plugin: str, pytorch: str) -> str:
         + (f", Ascend/pytorch {pytorch} (paths with pytorch/)." if pytorch else "."),
         "# Both are under the BSD-3-Clause license; only facts (names, order, types) are taken from them.",
         "# Written by tools/vnpu_signatures. Kinds: T tensor, L list of tensors, S scalar, l list of scalars,",
-        "# I F B array of int64, float, bool, s C string, i w h c integer of 64, 32, 16, 8 bits, b bool, d double, f float,",
-        "# P raw pointer; all but numbers may be null.",
+        "# I F B array of int64, float, bool, s C string, i w h c integer of 64, 32, 16, 8 bits, b bool, d double,",
+        "# f float, P raw pointer; all but numbers may be null.",
         "# name\tkinds\tparameters\tsource",
     ]
     rows = [
