@@ -147,6 +147,19 @@ def function_indices(library: ctypes.CDLL) -> dict[str, int]:
     return {library.ga_vnpu_function_name(i).decode(): i for i in range(library.ga_vnpu_function_count())}
 
 
+def call_counts() -> dict[str, int]:
+    """How often each function was called in this process, by name."""
+    library = core()
+    library.ga_vnpu_call_counts.restype = ctypes.POINTER(ctypes.c_uint64)
+    counts = library.ga_vnpu_call_counts()
+    return {name: counts[index] for name, index in _indices().items()}
+
+
+@cache
+def _indices() -> dict[str, int]:
+    return function_indices(core())
+
+
 def _set_signatures(library: ctypes.CDLL) -> None:
     indices = function_indices(library)
     for name, signature in signatures.table().items():
