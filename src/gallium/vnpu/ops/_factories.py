@@ -87,4 +87,4 @@ def ternary_inplace(function: Function) -> Body:
 def zero_dim(value: Number) -> Tensor:
     """A number as a tensor that does not widen its partner, with all its digits."""
     kind = torch.float64 if isinstance(value, float) else torch.complex128 if isinstance(value, complex) else None
-    return torch.tensor(value, dtype=kind)
+    return torch.tensor(value, dtype=kind, device="cpu")

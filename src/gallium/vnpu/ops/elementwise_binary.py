@@ -5,13 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gallium.vnpu.ops._factories import Number, binary, binary_inplace, register_all, ternary, ternary_inplace, zero_dim
+from gallium.vnpu.ops._factories import (
+    Function,
+    Number,
+    binary,
+    binary_inplace,
+    register_all,
+    ternary,
+    ternary_inplace,
+    zero_dim,
+)
 from gallium.vnpu.refusals import Unsupported
 from gallium.vnpu.registry import op, register
 from gallium.vnpu.writing import into
 
 # Names ending in s, Scalar or ScalarOther take a number as `other`; ScalarTensor and ScalarSelf as `self`.
-BOTH = {
+BOTH: dict[str, Function] = {
     "Atan2": torch.atan2,
     "Div": torch.true_divide,
     "Divs": torch.true_divide,
@@ -27,7 +36,7 @@ BOTH = {
     "RemainderTensorTensor": torch.remainder,
     "XLogYScalarOther": torch.xlogy,
 }
-PLAIN = {
+PLAIN: dict[str, Function] = {
     "Complex": torch.complex,
     "Gcd": torch.gcd,
     "LogAddExp": torch.logaddexp,
@@ -44,8 +53,6 @@ ROUNDING = {0: None, 1: "trunc", 2: "floor"}
 register_all(BOTH, binary)
 register_all(BOTH, binary_inplace, prefix="Inplace")
 register_all(PLAIN, binary)
-register_all({"Lerp": torch.lerp, "Lerps": torch.lerp}, ternary)
-register_all({"Lerp": torch.lerp, "Lerps": torch.lerp}, ternary_inplace, prefix="Inplace")
 
 
 @op("Add", "Adds")
@@ -125,7 +132,7 @@ def div_mod(self: Tensor, other: Tensor | Number, mode: int, out: Tensor) -> Non
 @op("InplaceDivMod", "InplaceDivMods")
 def div_mod_inplace(self: Tensor, other: Tensor | Number, mode: int) -> None:
     """DivMod in place."""
-    self.div_(other, rounding_mode=rounding(mode))
+    into(torch.div, self, self, other, rounding_mode=rounding(mode))
 
 
 @op("Addcmul")
@@ -163,3 +170,6 @@ for _name, _limit in (("ClampMax", torch.clamp_max), ("ClampMin", torch.clamp_mi
     register(f"{_name}Tensor", binary(_limit))
     register(f"Inplace{_name}Tensor", binary_inplace(_limit))
 register("InplaceClampMax", binary_inplace(torch.clamp_max))
+for _name in ("Lerp", "Lerps"):
+    register(_name, ternary(torch.lerp))
+    register(f"Inplace{_name}", ternary_inplace(torch.lerp))

@@ -1,4 +1,4 @@
-"""Copies, fills and other changes of a tensor in place."""
+"""Copies, fills, triangles and products in place."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from torch import Tensor
 
 from gallium.vnpu.formats import convert
 from gallium.vnpu.ops._factories import Number
-from gallium.vnpu.registry import Illegal, Unsupported, op
-from gallium.vnpu.tensors import DTYPES, Blocked
-from gallium.vnpu.writing import write
-
-REDUCTIONS = {0: None, 1: "add", 2: "multiply"}
+from gallium.vnpu.registry import op
+from gallium.vnpu.tensors import Blocked, dense
 
 
 @op("InplaceCopy")
@@ -20,16 +17,6 @@ def copy(dst: Tensor | Blocked, src: Tensor | Blocked) -> None:
         dst.copy_(src)
     else:
         convert(src, dst)
-
-
-@op("Cast")
-def cast(self: Tensor, dtype: int, out: Tensor) -> None:
-    """A copy in another type; dtype is the code of the output's type."""
-    if not isinstance(out, Tensor):
-        raise Unsupported("dtype", dtype, "types that torch has")
-    if DTYPES.get(dtype) != out.dtype:
-        raise Illegal("dtype", dtype, f"the code of the output's type, {out.dtype}")
-    write(out, self)
 
 
 @op("InplaceZero")
@@ -56,28 +43,39 @@ def masked_fill(self: Tensor, mask: Tensor, value: Tensor | Number) -> None:
     self.masked_fill_(mask, value)
 
 
-@op("InplaceScatterValue")
-def scatter_value(self: Tensor, dim: int, index: Tensor, value: Number, reduction: int) -> None:
-    """self = value at the indices along dim, or combined with it by reduction."""
-    name = reduction_name(reduction)
-    if name is None:
-        self.scatter_(dim, index, value)
-    else:
-        self.scatter_(dim, index, value, reduce=name)
+@op("InplaceFillDiagonal")
+def fill_diagonal(self: Tensor, value: Number, wrap: bool) -> None:
+    """self = value on the diagonal; wrap goes on below the square part of a tall matrix."""
+    self.fill_diagonal_(value, wrap)
 
 
-@op("InplaceScatter")
-def scatter(self: Tensor, dim: int, index: Tensor, src: Tensor, reduction: int) -> None:
-    """self = src at the indices along dim, or combined with it by reduction."""
-    name = reduction_name(reduction)
-    if name is None:
-        self.scatter_(dim, index, src)
-    else:
-        self.scatter_(dim, index, src, reduce=name)
+@op("InplaceTril")
+def tril(self: Tensor, diagonal: int) -> None:
+    """0 above a diagonal."""
+    self.tril_(diagonal)
 
 
-def reduction_name(reduction: int) -> str | None:
-    """PyTorch's word for a reduction of scatter: 0 none, 1 add, 2 multiply (op-plugin, ScatterKernelNpuOpApi)."""
-    if reduction not in REDUCTIONS:
-        raise Unsupported("reduction", reduction, "0 to 2")
-    return REDUCTIONS[reduction]
+@op("InplaceTriu")
+def triu(self: Tensor, diagonal: int) -> None:
+    """0 below a diagonal."""
+    self.triu_(diagonal)
+
+
+@op("InplaceRenorm")
+def renorm(self: Tensor, p: Number, dim: int, maxnorm: Number) -> None:
+    """Scale down each slice along dim whose p-norm is above maxnorm."""
+    self.renorm_(p, dim, maxnorm)
+
+
+@op("InplaceAddr")
+def addr(self: Tensor, vec1: Tensor, vec2: Tensor, beta: Number, alpha: Number) -> None:
+    """beta * self + alpha * (the outer product)."""
+    self.addr_(vec1, vec2, beta=beta, alpha=alpha)
+
+
+@op("InplaceAddmm", cube=True, unused={"cube_math_type": "chooses the precision of the matrix unit: results are exact"})
+def addmm(
+    self: Tensor, mat1: Tensor | Blocked, mat2: Tensor | Blocked, beta: Number, alpha: Number, cube_math_type: int
+) -> None:
+    """beta * self + alpha * (mat1 @ mat2)."""
+    self.addmm_(dense(mat1), dense(mat2), beta=beta, alpha=alpha)

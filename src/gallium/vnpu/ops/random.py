@@ -6,15 +6,22 @@ The same seed and offset give the same numbers, other ones others; they are not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Generator, Tensor
 
-from gallium.vnpu.registry import op
+from gallium.vnpu.ops._factories import Number
+from gallium.vnpu.registry import Body, op, register
+from gallium.vnpu.writing import into
 
 _WORD = (1 << 64) - 1
+_rrelu = torch.ops.aten.rrelu_with_noise.out
 
 
 def generator(seed: int, offset: int) -> Generator:
-    """A generator for one operator. Its seed has 32 bits, so both numbers are mixed (splitmix64)."""
+    """A generator for one operator. PyTorch uses 32 bits of its seed only, so both numbers are mixed (splitmix64)."""
     mixed = 0
     for word in (seed, offset):
         mixed = (mixed + word + 0x9E3779B97F4A7C15) & _WORD
@@ -29,29 +36,71 @@ def graph_generator(seed: Tensor, offset: Tensor, offset_in_graph: int) -> Gener
     return generator(int(seed.item()), int(offset.item()) + offset_in_graph)
 
 
-@op("InplaceNormal")
-def normal_inplace(self: Tensor, mean: float, std: float, seed: int, offset: int) -> None:
-    """Normal numbers."""
-    self.normal_(mean, std, generator=generator(seed, offset))
+def _eager(method: Callable[..., Any]) -> Body:
+    """(self, two parameters of the distribution, seed, offset)."""
+
+    def body(self: Tensor, first: float, second: float, seed: int, offset: int) -> None:
+        method(self, first, second, generator=generator(seed, offset))
+
+    return body
 
 
-@op("InplaceNormalTensor")
-def normal_inplace_graph(
-    self: Tensor, mean: float, std: float, seed: Tensor, offset: Tensor, offset_in_graph: int
+def _in_graph(method: Callable[..., Any]) -> Body:
+    """(self, two parameters of the distribution, seed, offset, offset within the graph)."""
+
+    def body(self: Tensor, first: float, second: float, seed: Tensor, offset: Tensor, offset_in_graph: int) -> None:
+        method(self, first, second, generator=graph_generator(seed, offset, offset_in_graph))
+
+    return body
+
+
+for _name, _method in (("Normal", Tensor.normal_), ("Uniform", Tensor.uniform_), ("Random", Tensor.random_)):
+    register(f"Inplace{_name}", _eager(_method))
+    register(f"Inplace{_name}Tensor", _in_graph(_method))
+
+
+@op("InplaceRandomWithoutFromTo")
+def random_inplace(self: Tensor, seed: int, offset: int) -> None:
+    """Integers over the range of the type; for floats, those that it has exactly."""
+    self.random_(generator=generator(seed, offset))
+
+
+@op("InplaceRandomWithoutFromToTensor")
+def random_inplace_graph(self: Tensor, seed: Tensor, offset: Tensor, offset_in_graph: int) -> None:
+    """InplaceRandomWithoutFromTo in graphs."""
+    self.random_(generator=graph_generator(seed, offset, offset_in_graph))
+
+
+@op("InplaceBernoulli", "InplaceBernoulliTensor")
+def bernoulli_inplace(self: Tensor, p: Tensor | float, seed: int, offset: int) -> None:
+    """1 with probability p, which may differ by element."""
+    self.bernoulli_(p, generator=generator(seed, offset))
+
+
+@op("NormalFloatFloat", "NormalFloatTensor", "NormalTensorFloat", "NormalTensorTensor")
+def normal(mean: Tensor | float, std: Tensor | float, seed: int, offset: int, out: Tensor) -> None:
+    """Normal numbers; mean and standard deviation may differ by element."""
+    out.normal_(0.0, 1.0, generator=generator(seed, offset))
+    out.mul_(std).add_(mean)
+
+
+@op("Randperm")
+def randperm(n: int, seed: int, offset: int, out: Tensor) -> None:
+    """0 to n - 1 in random order."""
+    into(torch.randperm, out, n, generator=generator(seed, offset), dtype=out.dtype)
+
+
+@op("RReluWithNoise")
+def rrelu(
+    self: Tensor, noise: Tensor, lower: Number, upper: Number, training: bool, seed: int, offset: int, out: Tensor
 ) -> None:
-    """InplaceNormal in graphs."""
-    self.normal_(mean, std, generator=graph_generator(seed, offset, offset_in_graph))
+    """LeakyRelu with random slopes, which go into noise; when not training, with the middle slope."""
+    into(_rrelu, out, self, noise, lower, upper, training, generator(seed, offset))
 
 
-@op("InplaceUniform")
-def uniform_inplace(self: Tensor, low: float, high: float, seed: int, offset: int) -> None:
-    """Uniform numbers of [low, high)."""
-    self.uniform_(low, high, generator=generator(seed, offset))
-
-
-@op("InplaceUniformTensor")
-def uniform_inplace_graph(
-    self: Tensor, low: float, high: float, seed: Tensor, offset: Tensor, offset_in_graph: int
+@op("InplaceRReluWithNoise")
+def rrelu_inplace(
+    self: Tensor, noise: Tensor, lower: Number, upper: Number, training: bool, seed: int, offset: int
 ) -> None:
-    """InplaceUniform in graphs."""
-    self.uniform_(low, high, generator=graph_generator(seed, offset, offset_in_graph))
+    """RReluWithNoise in place."""
+    into(_rrelu, self, self, noise, lower, upper, training, generator(seed, offset))
