@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from functools import cache
 
 import pytest
 
@@ -20,8 +21,21 @@ def parameters(operator: Operator) -> list[str]:
 
 
 def read_names(operator: Operator) -> set[str]:
+    if arguments := getattr(operator.body, "arguments", None):
+        return fields_read(arguments)
     tree = ast.parse(textwrap.dedent(inspect.getsource(operator.body)))
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+@cache
+def fields_read(arguments: type) -> set[str]:
+    """Of operators whose parameters fill a class (attention/named.py): the fields that its own code reads."""
+    source = "\n".join(textwrap.dedent(inspect.getsource(c)) for c in arguments.__mro__ if c.__module__ != "builtins")
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    }
 
 
 @pytest.mark.parametrize("name", sorted(operators()))
