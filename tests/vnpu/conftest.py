@@ -18,6 +18,11 @@ else:
     import torch_npu  # noqa: F401
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # torch_npu says so once in a process, whenever it makes a tensor in a given format, be it an ordinary one.
+    config.addinivalue_line("filterwarnings", "ignore:Cannot create tensor with internal format")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
