@@ -39,7 +39,7 @@ def _section(name: str, verdicts: list[dict[str, Any]]) -> list[str]:
     for verdict in verdicts:
         by_outcome[verdict["outcome"]].append(verdict)
     parts = [f"\n## {name}\n"]
-    for outcome in ("mismatch", "crash", "missing", "refused"):
+    for outcome in ("mismatch", "crash", "documented", "missing", "refused"):
         if by_outcome[outcome]:
             parts.append(f"\n{outcome}:\n\n")
             parts += [f"* `{v['entry']}`: {v['detail'] or '-'}\n" for v in by_outcome[outcome]]
