@@ -1,4 +1,4 @@
-"""Counting and placing values in bins: Histc, Bincount, Bucketize, SearchSorted."""
+"""Counting and placing values in bins: Histc, Bincount, Bucketize, SearchSorted; and IsClose."""
 
 from __future__ import annotations
 
@@ -13,8 +13,42 @@ Number = bool | int | float | complex
 
 @op("Histc")
 def histc(self: Tensor, bins: int, low: Number, high: Number, out: Tensor) -> None:
-    """Counts in `bins` equal bins from low to high; other values are left out. Integers too, unlike PyTorch's CPU kernel."""
-    if self.is_floating_point():
+    """Counts in `bins` equal bins from low to high, without values outside. Takes integers, as PyTorch does not."""
+    if self.dtype in (torch.float32, torch.float64):
         into(torch.histc, out, self, bins, low, high)
     else:
         write(out, torch.histc(self.double(), bins, low, high))
+
+
+@op("Bincount")
+def bincount(self: Tensor, weights: Tensor | None, minlength: int, out: Tensor) -> None:
+    """How often each number occurs, or the sum of its weights."""
+    write(out, torch.bincount(self, weights, minlength))
+
+
+@op("Bucketize")
+def bucketize(self: Tensor, boundaries: Tensor, out_int32: bool, right: bool, out: Tensor) -> None:
+    """Between which boundaries each element lies."""
+    into(torch.bucketize, out, self, boundaries, out_int32=out_int32, right=right)
+
+
+@op("SearchSorted")
+def search_sorted(
+    sequence: Tensor, self: Tensor, out_int32: bool, right: bool, sorter: Tensor | None, out: Tensor
+) -> None:
+    """Where each element would be inserted into its sorted sequence."""
+    into(torch.searchsorted, out, sequence, self, out_int32=out_int32, right=right, sorter=sorter)
+
+
+@op("SearchSorteds")
+def search_sorted_scalar(
+    sequence: Tensor, self: Number, out_int32: bool, right: bool, sorter: Tensor | None, out: Tensor
+) -> None:
+    """Where a number would be inserted into a sorted sequence."""
+    into(torch.searchsorted, out, sequence, self, out_int32=out_int32, right=right, sorter=sorter)
+
+
+@op("IsClose")
+def is_close(self: Tensor, other: Tensor, rtol: float, atol: float, equal_nan: bool, out: Tensor) -> None:
+    """Whether elements are equal up to a relative and an absolute tolerance."""
+    write(out, torch.isclose(self, other, rtol, atol, equal_nan))

@@ -1,8 +1,9 @@
-"""Matrix products: Matmul, Mm, BatchMatMul, Addmm and their kin."""
+"""Matrix products: Matmul, Mm, BatchMatMul, Addmm and their kin, also with weights in the blocked format."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,47 +19,33 @@ _CUBE_MATH = {"cube_math_type": "chooses how precise the matrix unit may be, whi
 
 
 def product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """`out = a @ b` as torch.matmul broadcasts it, written in place (torch.matmul's own `out=` may swap the storage)."""
-    if a.dtype != out.dtype:
+    """`out = a @ b` as torch.matmul broadcasts it, computed in the output's type."""
+    if a.dtype != out.dtype or b.dtype != out.dtype:
         a, b = a.to(out.dtype), b.to(out.dtype)
-    if a.dim() == 2 and b.dim() == 2:
-        into(torch.mm, out, a, b)
-    elif a.dim() == 3 and b.dim() == 3 and a.shape[0] == b.shape[0]:
-        into(torch.bmm, out, a, b)
-    elif a.dim() == 1 or b.dim() == 1:
-        _with_vector(out, a, b)
-    elif b.dim() == 2 and out.is_contiguous() and out.shape == (*a.shape[:-1], b.shape[1]):
-        torch.mm(a.reshape(-1, a.shape[-1]), b, out=out.view(-1, b.shape[1]))
-    else:
-        _batched(out, a, b)
-
-
-def _with_vector(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """A product in which at least one side has one dimension, which the result lacks."""
-    if a.dim() == 1 and b.dim() == 1:
-        into(torch.dot, out, a, b)
-    elif a.dim() == 2:
-        into(torch.mv, out, a, b)
-    elif a.dim() == 1:
-        product(out.unsqueeze(-2), a.unsqueeze(0), b)
-    else:
-        product(out.unsqueeze(-1), a, b.unsqueeze(-1))
-
-
-def _batched(out: Tensor, a: Tensor, b: Tensor) -> None:
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    if not out.is_contiguous() or out.shape != (*batch, a.shape[-2], b.shape[-1]):
+    if a.dim() == b.dim() == 2 or out.is_contiguous():
+        into(torch.matmul, out, a, b)
+    else:  # torch.matmul takes a strided `out` for two matrices only
         write(out, torch.matmul(a, b))
-        return
-    count = math.prod(batch)
-    flat = [x.expand(*batch, *x.shape[-2:]).reshape(count, *x.shape[-2:]) for x in (a, b)]
-    torch.bmm(flat[0], flat[1], out=out.view(count, *out.shape[-2:]))
 
 
-@op("Matmul", "Mm", "BatchMatMul", "MatmulWeightNz", "BatchMatMulWeightNz", cube=True, unused=_CUBE_MATH)
+def _add_product(
+    function: Callable[..., Any], out: Tensor, self: Tensor, a: Matrix, b: Matrix, beta: Number, alpha: Number
+) -> None:
+    """One of torch's functions `beta * self + alpha * (a @ b)`, computed in the output's type."""
+    terms = [x if x.dtype == out.dtype else x.to(out.dtype) for x in (self, dense(a), dense(b))]
+    into(function, out, *terms, beta=beta, alpha=alpha)
+
+
+@op("Matmul", "Mm", "BatchMatMul", "Mv", "MatmulWeightNz", "BatchMatMulWeightNz", cube=True, unused=_CUBE_MATH)
 def matmul(self: Matrix, mat2: Matrix, out: Tensor, cube_math_type: int) -> None:
     """The matrix product; batch dimensions broadcast."""
     product(out, dense(self), dense(mat2))
+
+
+@op("Dot")
+def dot(self: Tensor, tensor: Tensor, out: Tensor) -> None:
+    """The product of two vectors; complex ones are not conjugated."""
+    into(torch.dot, out, self, tensor)
 
 
 @op("Addmm", "AddmmWeightNz", cube=True, unused=_CUBE_MATH)
@@ -66,10 +53,34 @@ def addmm(
     self: Tensor, mat1: Matrix, mat2: Matrix, beta: Number, alpha: Number, out: Tensor, cube_math_type: int
 ) -> None:
     """`beta * self + alpha * (mat1 @ mat2)`."""
-    into(torch.addmm, out, self, dense(mat1), dense(mat2), beta=beta, alpha=alpha)
+    _add_product(torch.addmm, out, self, mat1, mat2, beta, alpha)
 
 
-@op("Dot")
-def dot(self: Tensor, tensor: Tensor, out: Tensor) -> None:
-    """The product of two vectors."""
-    into(torch.dot, out, self, tensor)
+@op("Baddbmm", cube=True, unused=_CUBE_MATH)
+def baddbmm(
+    self: Tensor, batch1: Matrix, batch2: Matrix, beta: Number, alpha: Number, out: Tensor, cube_math_type: int
+) -> None:
+    """`beta * self + alpha * (batch1 @ batch2)` for each matrix of the batch."""
+    _add_product(torch.baddbmm, out, self, batch1, batch2, beta, alpha)
+
+
+@op("Addbmm", cube=True, unused=_CUBE_MATH)
+def addbmm(
+    self: Tensor, batch1: Matrix, batch2: Matrix, beta: Number, alpha: Number, out: Tensor, cube_math_type: int
+) -> None:
+    """`beta * self + alpha * sum(batch1 @ batch2)` over the batch."""
+    _add_product(torch.addbmm, out, self, batch1, batch2, beta, alpha)
+
+
+@op("Addmv", cube=True, unused=_CUBE_MATH)
+def addmv(
+    self: Tensor, mat: Matrix, vec: Tensor, alpha: Number, beta: Number, out: Tensor, cube_math_type: int
+) -> None:
+    """`beta * self + alpha * (mat @ vec)`; alpha comes first, unlike in the others."""
+    _add_product(torch.addmv, out, self, mat, vec, beta, alpha)
+
+
+@op("Addr")
+def addr(self: Tensor, vec1: Tensor, vec2: Tensor, beta: Number, alpha: Number, out: Tensor) -> None:
+    """`beta * self + alpha * outer(vec1, vec2)`."""
+    into(torch.addr, out, self, vec1, vec2, beta=beta, alpha=alpha)

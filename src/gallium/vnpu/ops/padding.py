@@ -1,10 +1,15 @@
-"""Padding: with a constant, by reflection, by replication."""
+"""Padding: with a constant, by reflection, by replication; and gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from gallium.vnpu.registry import Illegal, op
+from gallium.vnpu.registry import Illegal, op, register
+from gallium.vnpu.writing import into
 
 Number = bool | int | float | complex
 
@@ -25,3 +30,27 @@ def constant_pad_nd(self: Tensor, pad: tuple[int, ...], value: Number, out: Tens
     if target.shape != out.shape:
         out.fill_(value)
     target.copy_(source)
+
+
+def _pad(name: str, function: Callable[..., Any]) -> None:
+    def body(self: Tensor, padding: tuple[int, ...], out: Tensor) -> None:
+        into(function, out, self, padding)
+
+    register(name, body)
+
+
+def _pad_backward(name: str, function: Callable[..., Any]) -> None:
+    def body(grad_output: Tensor, self: Tensor, padding: tuple[int, ...], grad_input: Tensor) -> None:
+        shape = grad_input.shape
+        function(grad_output, self, padding, grad_input=grad_input)
+        if grad_input.shape != shape:
+            raise Illegal("grad_output's shape", list(grad_output.shape), "that of self with its padding")
+
+    register(name, body)
+
+
+for _kind in ("reflection", "replication"):
+    for _n in (1, 2, 3):
+        _name = f"{_kind.capitalize()}Pad{_n}d"
+        _pad(_name, getattr(torch.ops.aten, f"{_kind}_pad{_n}d").out)
+        _pad_backward(f"{_name}Backward", getattr(torch.ops.aten, f"{_kind}_pad{_n}d_backward").grad_input)

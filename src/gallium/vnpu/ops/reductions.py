@@ -10,9 +10,8 @@ from torch import Tensor
 
 from gallium.vnpu.registry import op, register
 from gallium.vnpu.tensors import DTYPES
-from gallium.vnpu.writing import into, write
+from gallium.vnpu.writing import into, into_all, write
 
-Number = bool | int | float | complex
 Dims = tuple[int, ...] | None
 
 
@@ -56,6 +55,12 @@ _truth("All", torch.all)
 _truth("Any", torch.any)
 
 
+@op("Equal")
+def equal(self: Tensor, other: Tensor, out: Tensor) -> None:
+    """Whether both have one shape and equal elements."""
+    out.fill_(torch.equal(self, other))
+
+
 def _extreme(name: str, function: Callable[..., Any]) -> None:
     def body(self: Tensor, dims: Dims, keepdim: bool, out: Tensor) -> None:
         into(function, out, self, dims or (), keepdim)
@@ -78,11 +83,56 @@ _extreme_of_all("Max", torch.max)
 _extreme_of_all("Min", torch.min)
 
 
-@op("LinalgVectorNorm")
-def vector_norm(self: Tensor, order: Number, dims: Dims, keepdim: bool, dtype: int, out: Tensor) -> None:
-    """The norm of the given order of the elements as one vector."""
-    wanted = DTYPES[dtype]
-    if wanted == out.dtype:
-        into(torch.linalg.vector_norm, out, self, order, dims or None, keepdim, dtype=wanted)
-    else:
-        write(out, torch.linalg.vector_norm(self, order, dims or None, keepdim, dtype=wanted))
+@op("Prod")
+def prod(self: Tensor, dtype: int, out: Tensor) -> None:
+    """The product of all elements, computed in the type `dtype`."""
+    write(out, torch.prod(self, dtype=DTYPES[dtype]))
+
+
+@op("ProdDim")
+def prod_dim(self: Tensor, dim: int, keepdim: bool, dtype: int, out: Tensor) -> None:
+    """The product along a dimension, computed in the type `dtype`."""
+    typed(torch.prod, out, dtype, self, dim, keepdim)
+
+
+@op("Aminmax")
+def aminmax(self: Tensor, dims: Dims, keepdim: bool, low: Tensor, high: Tensor) -> None:
+    """Smallest and largest."""
+    into(torch.amin, low, self, dims or (), keepdim)
+    into(torch.amax, high, self, dims or (), keepdim)
+
+
+@op("AminmaxAll")
+def aminmax_all(self: Tensor, low: Tensor, high: Tensor) -> None:
+    """Smallest and largest of all elements."""
+    aminmax(self, (), False, low, high)
+
+
+@op("AminmaxDim")
+def aminmax_dim(self: Tensor, dim: int, keepdim: bool, low: Tensor, high: Tensor) -> None:
+    """Smallest and largest along a dimension."""
+    aminmax(self, (dim,), keepdim, low, high)
+
+
+def _best(name: str, function: Callable[..., Any]) -> None:
+    def body(self: Tensor, dim: int, keepdim: bool, out: Tensor) -> None:
+        into(function, out, self.byte() if self.dtype == torch.bool else self, dim, keepdim)
+
+    register(name, body)
+
+
+_best("ArgMax", torch.argmax)
+_best("ArgMin", torch.argmin)
+
+
+def best_of_dim(name: str, function: Callable[..., Any]) -> None:
+    """Register a function that finds one element along a dimension and tells where it is."""
+
+    def body(self: Tensor, dim: int, keepdim: bool, values: Tensor, indices: Tensor) -> None:
+        into_all(function, (values, indices), self, dim, keepdim)
+
+    register(name, body)
+
+
+best_of_dim("MaxDim", torch.max)
+best_of_dim("MinDim", torch.min)
