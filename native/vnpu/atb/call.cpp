@@ -52,9 +52,9 @@ void Arguments::add_tensor(Tensor tensor, Place place, const char* name) {
 void Arguments::host_lengths(int32_t dtype, const void* data, int64_t count, const char* name) {
     if (dtype != kInt32 && dtype != kInt64) refuse(std::string(name) + " is on the host and not of type int32 or int64");
     Part part{{'I', {nullptr}}, {}, {}};
-    for (int64_t i = 0; i < count; ++i) {
-        part.lengths.push_back(dtype == kInt32 ? static_cast<const int32_t*>(data)[i] : static_cast<const int64_t*>(data)[i]);
-    }
+    const auto* narrow = static_cast<const int32_t*>(data);
+    const auto* wide = static_cast<const int64_t*>(data);
+    for (int64_t i = 0; i < count; ++i) part.lengths.push_back(dtype == kInt32 ? narrow[i] : wide[i]);
     parts_.push_back(std::move(part));
 }
 

@@ -12,8 +12,8 @@ namespace ga::vnpu::atb_call {
 
 constexpr int32_t kNd = 2;
 
-// Where an operator reads a tensor: on the device, or (lengths) also on the host. A tensor that may be in a blocked
-// format is followed by its format, because ATB passes such tensors with the shape of their memory.
+// Where an operator reads a tensor: on the device, or (lengths) also on the host, which a graph then keeps as numbers. A
+// tensor that may be in a blocked format is followed by its format: ATB passes such tensors with their memory's shape.
 enum class Place { device, device_any_format, lengths };
 
 // Plain copies of what the arguments say. Handles are made from them only while the operator runs: an operation may be
@@ -27,8 +27,8 @@ public:
     void tensor(const ::atb::Tensor& tensor, Place place, const char* name);
     // Of the C interface: a handle of aclCreateTensor, or null. Lengths are always on the host there.
     void handle(const void* address, Place place, const char* name);
-    // Runs the operator; a failure is thrown, as a std::runtime_error with the text that explains it: torch_npu drops the
-    // status of ATB's calls (op_plugin/utils/custom_functions/atb/AtbCommon.cpp, RunAtbCmdV2) or reports it without a reason.
+    // Runs the operator; a failure is thrown, as a std::runtime_error with the text that explains it: torch_npu drops
+    // the status of ATB's calls (op_plugin/utils/custom_functions/atb/AtbCommon.cpp, RunAtbCmdV2) or the reason.
     void run(const char* operator_name, void* stream) const;
 
 private:

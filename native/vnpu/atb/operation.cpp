@@ -26,8 +26,8 @@ public:
 };
 
 std::string text_of(const Field& field) {
-    const std::string value = field.value.kind == 'd' ? std::to_string(field.value.real) : std::to_string(field.value.integer);
-    return std::string(field.name) + " = " + value;
+    const bool real = field.value.kind == 'd';
+    return std::string(field.name) + " = " + (real ? std::to_string(field.value.real) : std::to_string(field.value.integer));
 }
 
 }  // namespace
@@ -37,8 +37,9 @@ void* stream_of(const ::atb::Context* context) {
     return found == streams().end() ? nullptr : found->second;
 }
 
-::atb::Status PlainOperation::InferShape(const ::atb::SVector<::atb::TensorDesc>&, ::atb::SVector<::atb::TensorDesc>&) const {
-    return fail(kNotSupported, std::string(name_) + ": atb::Operation::InferShape is not emulated; torch_npu does not call it");
+::atb::Status PlainOperation::InferShape(const ::atb::SVector<::atb::TensorDesc>&,
+                                         ::atb::SVector<::atb::TensorDesc>&) const {
+    return fail(kNotSupported, std::string(name_) + ": InferShape is not emulated; torch_npu does not call it");
 }
 
 ::atb::Status PlainOperation::Setup(const ::atb::VariantPack&, uint64_t& workspace, ::atb::Context* context) {
@@ -60,7 +61,11 @@ void ParameterOperation::check_counts(const ::atb::VariantPack& tensors) const {
         if (input.given) text += std::string(" ") + input.name;
     }
     text += " and " + std::to_string(description_.outputs) + " outputs (";
-    for (const Field& field : description_.fields) text += (&field == description_.fields.data() ? "" : ", ") + text_of(field);
+    const char* between = "";
+    for (const Field& field : description_.fields) {
+        text += between + text_of(field);
+        between = ", ";
+    }
     refuse(text + ")");
 }
 

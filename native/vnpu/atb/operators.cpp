@@ -1,5 +1,5 @@
-// The operators that are made from a parameter structure. Which tensors go with which parameters is read from the call sites
-// in Ascend/op-plugin, op_plugin/ops/atb; the values have their names where they decide about an input.
+// The operators that are made from a parameter structure. Which tensors go with which parameters is read from the call
+// sites in Ascend/op-plugin 517f2e7, op_plugin/ops/atb; values have names here where they decide about an input.
 #include "operators.h"
 
 namespace ga::vnpu::atb_call {
@@ -35,6 +35,7 @@ Description describe(const ::atb::infer::ElewiseParam& p) {
              {"out_data_type", of(p.out_data_type)}}};
 }
 
+// The forms before and after an addition have structures of their own, which mean nothing for the plain one.
 Description describe(const ::atb::infer::RmsNormParam& p) {
     const bool quantised = p.norm.quant_type != kNotQuantised;
     return {"atb.RmsNorm",

@@ -1,5 +1,6 @@
-// What each parameter structure means as a call: the name of the Python function, the tensors that these parameters bring,
-// and the fields in order. Parameters of the function: inputs (each with its format where it may be blocked), fields, outputs.
+// What each parameter structure means as a call: the name of the Python function, the tensors that these parameters
+// bring, and the fields in order. Parameters of the function: inputs (with a format where one may be blocked), fields,
+// outputs.
 #pragma once
 #include <vector>
 
