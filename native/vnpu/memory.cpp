@@ -11,6 +11,7 @@
 #include <mutex>
 
 #include "device.h"
+#include "observer.h"
 #include "stream.h"
 
 namespace ga::vnpu {
@@ -20,7 +21,7 @@ constexpr size_t kAlignment = 512, kSlack = 512, kPage = 4096;
 
 std::mutex mutex;
 std::map<const char*, Block> blocks;  // by their begin
-std::array<int64_t, kMaxDevices> used{};
+std::array<int64_t, kMaxDevices> used{}, peak{};
 std::atomic<uint64_t> generation{0};
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
@@ -89,6 +90,11 @@ Status check_copy(const void* to, size_t room, const void* from, size_t bytes, i
     return check_side(from, bytes, from_device, "the source");
 }
 
+void tell_copy(size_t bytes, int32_t kind) {
+    if (kind == 1) observe("copy host to device", static_cast<int64_t>(bytes));
+    if (kind == 2) observe("copy device to host", static_cast<int64_t>(bytes));
+}
+
 }  // namespace
 
 bool find_block(const void* address, Block* out) {
@@ -123,6 +129,8 @@ Status charge(int32_t device, size_t bytes) {
                                       std::to_string(mine) + " of them in use: no room for " + std::to_string(bytes));
     }
     mine += static_cast<int64_t>(bytes);
+    int64_t& most = peak[static_cast<size_t>(device)];
+    if (mine > most) most = mine;
     return kOk;
 }
 
@@ -153,12 +161,14 @@ GA_EXPORT Status aclrtFreeHost(void* address) { return release(address, true); }
 
 GA_EXPORT Status aclrtMemcpy(void* to, size_t room, const void* from, size_t bytes, int32_t kind) {
     if (const Status status = check_copy(to, room, from, bytes, kind); status != kOk) return status;
+    tell_copy(bytes, kind);
     memmove(to, from, bytes);
     return kOk;
 }
 
 GA_EXPORT Status aclrtMemcpyAsync(void* to, size_t room, const void* from, size_t bytes, int32_t kind, void* stream) {
     if (const Status status = check_copy(to, room, from, bytes, kind); status != kOk) return status;
+    tell_copy(bytes, kind);
     return submit(stream, [=] { memmove(to, from, bytes); return kOk; });
 }
 
@@ -185,6 +195,12 @@ GA_EXPORT Status aclrtGetMemInfo(int32_t /*kind*/, size_t* free_bytes, size_t* t
     *total = static_cast<size_t>(machine().memory);
     *free_bytes = *total - static_cast<size_t>(used[static_cast<size_t>(device)]);
     return kOk;
+}
+
+// The most bytes that were in use at a time.
+GA_EXPORT int64_t ga_vnpu_peak_memory(int32_t device) {
+    const std::lock_guard<std::mutex> lock(ga::vnpu::mutex);
+    return peak[static_cast<size_t>(device)];
 }
 
 GA_EXPORT Status aclrtHostRegister(void* address, uint64_t size, int32_t /*type*/, void** device_address) {

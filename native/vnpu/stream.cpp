@@ -9,6 +9,7 @@
 
 #include "device.h"
 #include "graph.h"
+#include "observer.h"
 
 namespace ga::vnpu {
 namespace {
@@ -63,7 +64,12 @@ Status create_stream(void** out) {
     return kOk;
 }
 
-Status synchronize(void* stream) { return find_stream(stream) != nullptr ? kOk : no_stream(); }
+Status check(void* stream) { return find_stream(stream) != nullptr ? kOk : no_stream(); }
+
+Status synchronize(void* stream) {
+    observe("wait for a stream", 0);
+    return check(stream);
+}
 
 // A stream that waits for an event recorded under capture joins the capture.
 Status wait_for(Stream* stream, const Event* event) {
@@ -127,13 +133,16 @@ GA_EXPORT Status aclrtSynchronizeStream(void* stream) { return synchronize(strea
 
 GA_EXPORT Status aclrtSynchronizeStreamWithTimeout(void* stream, int32_t /*ms*/) { return synchronize(stream); }
 
-GA_EXPORT Status aclrtSynchronizeDevice() { return current_device() >= 0 ? kOk : fail(kNoContext, "no device is set"); }
+GA_EXPORT Status aclrtSynchronizeDevice() {
+    observe("wait for a device", 0);
+    return current_device() >= 0 ? kOk : fail(kNoContext, "no device is set");
+}
 
 GA_EXPORT Status aclrtSynchronizeDeviceWithTimeout(int32_t /*ms*/) { return aclrtSynchronizeDevice(); }
 
 GA_EXPORT Status aclrtStreamQuery(void* stream, int32_t* status) {
     *status = 0;  // complete
-    return synchronize(stream);
+    return check(stream);
 }
 
 GA_EXPORT Status aclrtCreateEventWithFlag(void** event, uint32_t /*flag*/) { return create_event(event); }
@@ -165,7 +174,10 @@ GA_EXPORT Status aclrtResetEvent(void* event, void* /*stream*/) {
     return find_event(event) != nullptr ? kOk : no_event();
 }
 
-GA_EXPORT Status aclrtSynchronizeEvent(void* event) { return find_event(event) != nullptr ? kOk : no_event(); }
+GA_EXPORT Status aclrtSynchronizeEvent(void* event) {
+    observe("wait for an event", 0);
+    return find_event(event) != nullptr ? kOk : no_event();
+}
 
 GA_EXPORT Status aclrtStreamWaitEvent(void* stream_address, void* event_address) {
     Stream* stream = find_stream(stream_address);
@@ -209,9 +221,9 @@ GA_EXPORT Status aclrtLaunchHostFunc(void* stream, void (*function)(void*), void
     return submit(stream, [=] { function(user); return kOk; });
 }
 
-GA_EXPORT Status aclrtSubscribeReport(uint64_t /*thread*/, void* stream) { return synchronize(stream); }
+GA_EXPORT Status aclrtSubscribeReport(uint64_t /*thread*/, void* stream) { return check(stream); }
 
-GA_EXPORT Status aclrtUnSubscribeReport(uint64_t /*thread*/, void* stream) { return synchronize(stream); }
+GA_EXPORT Status aclrtUnSubscribeReport(uint64_t /*thread*/, void* stream) { return check(stream); }
 
 // torch_npu polls this in a thread of its own. Callbacks run when they are launched, so nothing is ever waiting here.
 GA_EXPORT Status aclrtProcessReport(int32_t timeout_ms) {
@@ -222,12 +234,12 @@ GA_EXPORT Status aclrtProcessReport(int32_t timeout_ms) {
 }
 
 // How a stream treats failures and overflow, and what it tells profilers: accepted for every stream that exists.
-GA_EXPORT Status aclrtSetStreamFailureMode(void* stream, uint64_t /*mode*/) { return synchronize(stream); }
-GA_EXPORT Status aclrtSetStreamOverflowSwitch(void* stream, uint32_t /*on*/) { return synchronize(stream); }
+GA_EXPORT Status aclrtSetStreamFailureMode(void* stream, uint64_t /*mode*/) { return check(stream); }
+GA_EXPORT Status aclrtSetStreamOverflowSwitch(void* stream, uint32_t /*on*/) { return check(stream); }
 GA_EXPORT Status aclrtGetStreamOverflowSwitch(void* stream, uint32_t* on) {
     *on = 0;
-    return synchronize(stream);
+    return check(stream);
 }
 GA_EXPORT Status aclrtSetStreamAttribute(void* stream, int32_t /*attribute*/, const void* /*value*/) {
-    return synchronize(stream);
+    return check(stream);
 }

@@ -23,6 +23,7 @@ KNOWN_VARIABLES = {
     "GALLIUM_VNPU_STRICT": "1 makes torch_npu's own moves of operators to the CPU errors",
     "GALLIUM_VNPU_TRACEBACK": "1 adds the emulator's Python traceback to errors of operators",
     "GALLIUM_VNPU_REPORT": "the file that a report of the program's operators is written to (.html or .json)",
+    "GALLIUM_VNPU_REPORT_OWNER": "set by the first process, whose report has the name that was asked for",
     "GALLIUM_VNPU_BANNER_SHOWN": "set by the first process, so that its child processes are silent",
     "GALLIUM_VNPU_BESIDE_NPU": "1 lets the virtual NPU start on a machine that has a real one",
     "GALLIUM_VNPU_HCCL_TIMEOUT": "seconds that a collective of virtual NPUs waits for the others (default: 600)",

@@ -33,6 +33,10 @@ private:
 
 void refuse(const std::string& text) { throw std::runtime_error(text); }
 
+void Arguments::refuse_argument(const char* name, const std::string& why) const {
+    refuse(std::string(operator_) + ": " + name + why);
+}
+
 void Arguments::absent(Place place) {
     add({'T', {nullptr}});
     if (place == Place::device_any_format) add(of(kNd));
@@ -41,7 +45,7 @@ void Arguments::absent(Place place) {
 void Arguments::add_tensor(Tensor tensor, Place place, const char* name) {
     const int32_t format = tensor.format;
     if (format != kNd && place != Place::device_any_format) {
-        refuse(std::string(name) + " is in format " + std::to_string(format) + "; supported: ND (2)");
+        refuse_argument(name, " is in format " + std::to_string(format) + "; supported: ND (2)");
     }
     tensor.kind = Kind::tensor;
     tensor.format = kNd;
@@ -50,7 +54,7 @@ void Arguments::add_tensor(Tensor tensor, Place place, const char* name) {
 }
 
 void Arguments::host_lengths(int32_t dtype, const void* data, int64_t count, const char* name) {
-    if (dtype != kInt32 && dtype != kInt64) refuse(std::string(name) + " is on the host and not of type int32 or int64");
+    if (dtype != kInt32 && dtype != kInt64) refuse_argument(name, " is on the host and not of type int32 or int64");
     Part part{{'I', {nullptr}}, {}, {}};
     const auto* narrow = static_cast<const int32_t*>(data);
     const auto* wide = static_cast<const int64_t*>(data);
@@ -61,7 +65,7 @@ void Arguments::host_lengths(int32_t dtype, const void* data, int64_t count, con
 void Arguments::tensor(const ::atb::Tensor& given, Place place, const char* name) {
     const ::atb::TensorDesc& desc = given.desc;
     if (given.device == nullptr && given.host == nullptr && desc.rank == 0) return absent(place);
-    if (desc.rank > kMaxDims) refuse(std::string(name) + " has more than 8 dimensions");
+    if (desc.rank > kMaxDims) refuse_argument(name, " has more than 8 dimensions");
     Tensor tensor;
     tensor.dtype = desc.dtype;
     tensor.format = desc.format;
@@ -74,14 +78,14 @@ void Arguments::tensor(const ::atb::Tensor& given, Place place, const char* name
         count *= desc.dims[i];
     }
     if (given.host == nullptr) return add_tensor(tensor, place, name);
-    if (place != Place::lengths) refuse(std::string(name) + " is a CPU tensor; the operator reads it on the device");
+    if (place != Place::lengths) refuse_argument(name, " is a CPU tensor; the operator reads it on the device");
     host_lengths(desc.dtype, given.host, count, name);
 }
 
 void Arguments::handle(const void* address, Place place, const char* name) {
     if (address == nullptr) return absent(place);
     const Handle* found = find_handle(address, Kind::tensor);
-    if (found == nullptr) refuse(std::string(name) + " is not a tensor");
+    if (found == nullptr) refuse_argument(name, " is not a tensor");
     const Tensor& tensor = *static_cast<const Tensor*>(found);
     if (place != Place::lengths) return add_tensor(tensor, place, name);
     int64_t count = 1;
@@ -89,7 +93,7 @@ void Arguments::handle(const void* address, Place place, const char* name) {
     host_lengths(tensor.dtype, tensor.data + tensor.offset * item_size(tensor.dtype), count, name);
 }
 
-void Arguments::run(const char* operator_name, void* stream) const {
+void Arguments::run(void* stream) const {
     Handles handles;
     std::vector<Argument> values;
     for (const Part& part : parts_) {
@@ -103,9 +107,9 @@ void Arguments::run(const char* operator_name, void* stream) const {
         }
         values.push_back(value);
     }
-    if (call_named(operator_name, values.data(), values.size(), stream) == kOk) return;
+    if (call_named(operator_, values.data(), values.size(), stream) == kOk) return;
     const char* text = aclGetRecentErrMsg();
-    refuse(text != nullptr ? text : std::string(operator_name) + " failed");
+    refuse(text != nullptr ? text : std::string(operator_) + " failed");
 }
 
 }  // namespace ga::vnpu::atb_call

@@ -20,6 +20,7 @@ enum class Place { device, device_any_format, lengths };
 // destroyed when its thread ends, after the thread's store of handles is gone.
 class Arguments {
 public:
+    explicit Arguments(const char* operator_name) : operator_(operator_name) {}
     void clear() { parts_.clear(); }
     void add(const Argument& argument) { parts_.push_back({argument, {}, {}}); }
     void absent(Place place);
@@ -29,7 +30,7 @@ public:
     void handle(const void* address, Place place, const char* name);
     // Runs the operator; a failure is thrown, as a std::runtime_error with the text that explains it: torch_npu drops
     // the status of ATB's calls (op_plugin/utils/custom_functions/atb/AtbCommon.cpp, RunAtbCmdV2) or the reason.
-    void run(const char* operator_name, void* stream) const;
+    void run(void* stream) const;
 
 private:
     struct Part {
@@ -38,9 +39,11 @@ private:
         std::vector<int64_t> lengths;
     };
 
+    [[noreturn]] void refuse_argument(const char* name, const std::string& why) const;
     void add_tensor(Tensor tensor, Place place, const char* name);
     void host_lengths(int32_t dtype, const void* data, int64_t count, const char* name);
 
+    const char* operator_;
     std::vector<Part> parts_;
 };
 

@@ -71,7 +71,7 @@ void ParameterOperation::check_counts(const ::atb::VariantPack& tensors) const {
 
 ::atb::Status ParameterOperation::Execute(const ::atb::VariantPack& tensors, uint8_t*, uint64_t, ::atb::Context*) {
     check_counts(tensors);
-    Arguments arguments;
+    Arguments arguments(name_);
     size_t next = 0;
     for (const Input& input : description_.inputs) {
         if (input.given) {
@@ -86,7 +86,7 @@ void ParameterOperation::check_counts(const ::atb::VariantPack& tensors) const {
         out.desc.format = kNd;  // the inputs tell the format of what is updated in place
         arguments.tensor(out, Place::device, "an output");
     }
-    arguments.run(name_, stream_);
+    arguments.run(stream_);
     return kOk;
 }
 

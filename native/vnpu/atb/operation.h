@@ -44,14 +44,14 @@ private:
 // Holds the arguments of a C function between its two phases; the same one is used again for the next call.
 class FunctionOperation final : public PlainOperation {
 public:
-    explicit FunctionOperation(const char* name) : PlainOperation(name) {}
+    explicit FunctionOperation(const char* name) : PlainOperation(name), arguments_(name) {}
     uint32_t GetInputNum() const override { return 0; }
     uint32_t GetOutputNum() const override { return 0; }
     ::atb::Status Execute(const ::atb::VariantPack& tensors, uint8_t* workspace, uint64_t size,
                           ::atb::Context* context) override;
     // Begins a new call.
     Arguments& arguments(const ::atb::Context* context);
-    void run() const { arguments_.run(name_, stream_); }
+    void run() const { arguments_.run(stream_); }
 
 private:
     Arguments arguments_;

@@ -49,14 +49,6 @@ public:
     Status send(Kind kind, const void* data, uint64_t count, DataType dtype, uint32_t to);
     Status receive(Kind kind, void* data, uint64_t count, DataType dtype, uint32_t from);
 
-    // Root infos that the leader of a new communicator sent to this rank before it asked for them.
-    struct Invitation {
-        uint32_t leader;
-        uint64_t id;
-        RootInfo root;
-    };
-    std::vector<Invitation>& invitations() { return invitations_; }
-
 private:
     Communicator(std::shared_ptr<Segment> segment, uint32_t rank, Settings settings);
     Status wait_for_all_seats();
@@ -82,7 +74,6 @@ private:
     std::mutex sending_;
     std::unique_ptr<std::mutex[]> receiving_;  // one per sender
     std::vector<uint64_t> released_;           // per sender: read and given back up to here
-    std::vector<Invitation> invitations_;
 };
 
 using CommunicatorPtr = std::shared_ptr<Communicator>;

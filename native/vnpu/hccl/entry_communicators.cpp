@@ -108,9 +108,15 @@ GA_EXPORT const char* HcclGetErrorString(Status code) {
     }
 }
 
-// torch_npu asks which members of the configuration structure may be filled in: those with numbers below this one. The
-// name is the one that has a meaning here.
-GA_EXPORT uint32_t HcclGetCommConfigCapability() { return 2; }
+// torch_npu fills in those parts of the configuration structure whose number is below this one; 2 is the name.
+GA_EXPORT uint32_t HcclGetCommConfigCapability() { return 3; }
+
+// The only setting that torch_npu makes is whether reductions are deterministic, which they always are here.
+GA_EXPORT Status HcclSetConfig(int32_t setting, int32_t /*value*/) {
+    constexpr int32_t kDeterministic = 0;
+    if (setting == kDeterministic) return kOk;
+    return fail(kUnsupported, "HcclSetConfig: setting " + std::to_string(setting) + " is not known");
+}
 
 // For operators that join computation and communication, which get their communicator by name.
 GA_EXPORT HcclComm ga_vnpu_hccl_find(const char* name) { return name != nullptr ? find_name(name) : nullptr; }

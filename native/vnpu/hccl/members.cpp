@@ -24,25 +24,15 @@ Status invite(Communicator& parent, const std::vector<uint32_t>& ranks, uint64_t
     return kOk;
 }
 
-// A leader may invite to several communicators in another order than this rank asks for them: keeps the others.
 Status await_invitation(Communicator& parent, uint32_t leader, uint64_t id, RootInfo& root) {
-    auto& kept = parent.invitations();
-    const auto found = std::find_if(kept.begin(), kept.end(), [&](const Communicator::Invitation& each) {
-        return each.leader == leader && each.id == id;
-    });
-    if (found != kept.end()) {
-        root = found->root;
-        kept.erase(found);
-        return kOk;
-    }
-    while (true) {
-        Message message{};
-        const Status code = parent.receive(Kind::control, &message, sizeof message, kInt8, leader);
-        if (code != kOk) return code;
-        root = message.root;
-        if (message.id == id) return kOk;
-        kept.push_back({leader, message.id, message.root});
-    }
+    Message message{};
+    const Status code = parent.receive(Kind::control, &message, sizeof message, kInt8, leader);
+    if (code != kOk) return code;
+    root = message.root;
+    if (message.id == id) return kOk;
+    return fail(kParameter, "HcclCreateSubCommConfig: rank " + std::to_string(parent.rank()) + " makes communicator " +
+                                std::to_string(id) + " when its leader, rank " + std::to_string(leader) + ", makes " +
+                                std::to_string(message.id));
 }
 
 Status check_members(const Communicator& parent, const std::vector<uint32_t>& ranks, uint32_t rank) {

@@ -181,15 +181,17 @@ Segment::~Segment() {
 
 Status Segment::break_with(Status code, const std::string& why) const {
     uint32_t nobody = 0;
-    if (head().breaking.compare_exchange_strong(nobody, 1)) {
-        const size_t size = std::min(why.size(), sizeof head().why - 1);
-        memcpy(head().why, why.data(), size);
-        head().why[size] = '\0';
-        head().broken.store(static_cast<uint32_t>(code), std::memory_order_release);
-        futex_wake_all(head().round.word);
-        futex_wake_all(head().seated.word);
-        for (uint32_t rank = 0; rank < ranks_; ++rank) futex_wake_all(seat(rank).bell.word);
+    if (!head().breaking.compare_exchange_strong(nobody, 1)) {
+        const Status first = broken();
+        return first != kOk ? first : fail(code, why);  // whoever was first is still writing: this rank's view is as good
     }
+    const size_t size = std::min(why.size(), sizeof head().why - 1);
+    memcpy(head().why, why.data(), size);
+    head().why[size] = '\0';
+    head().broken.store(static_cast<uint32_t>(code), std::memory_order_release);
+    futex_wake_all(head().round.word);
+    futex_wake_all(head().seated.word);
+    for (uint32_t rank = 0; rank < ranks_; ++rank) futex_wake_all(seat(rank).bell.word);
     return fail(code, why);
 }
 

@@ -61,6 +61,7 @@ Status wait_until(Bell& bell, bool spin, Done done, Broken broken, LookAround lo
         const bool signal = why == EINTR && interrupted();
         if (!signal && now_ns() < next_look) continue;
         next_look = now_ns() + kLookAroundMs * 1000000;
+        if (const Status code = broken(); code != kOk) return code;  // a rank that failed first may be gone by now
         if (const Status code = look_around(signal); code != kOk) return done() ? kOk : code;
     }
 }

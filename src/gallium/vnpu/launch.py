@@ -37,7 +37,8 @@ def command(target: Sequence[str]) -> list[str]:
 def environment(options: Options, report: str | None = None) -> dict[str, str]:
     """This process's environment with what makes a child process, and its children, see the virtual NPU."""
     out = dict(os.environ) | options.environment()
-    out.pop("GALLIUM_VNPU_BANNER_SHOWN", None)
+    for name in ("BANNER_SHOWN", "REPORT_OWNER"):
+        out.pop(f"GALLIUM_VNPU_{name}", None)
     if report is not None:
         out["GALLIUM_VNPU_REPORT"] = os.path.abspath(report)  # noqa: PTH100 (a program may change its folder)
     return out

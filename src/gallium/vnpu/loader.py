@@ -23,6 +23,7 @@ CORE = "libgallium_cann.so"
 FOREIGN_CANN = ("ASCEND_HOME_PATH", "ASCEND_OPP_PATH", "ASCEND_CUSTOM_OPP_PATH")
 
 _kept: list[Any] = []  # libraries and callables that C holds on to
+_wrappers: list[Callable[[str, Callable[..., None]], Callable[..., None]]] = []
 _lock = threading.Lock()
 _ready = False
 
@@ -71,6 +72,11 @@ def core() -> ctypes.CDLL:
 def core_with_lock() -> ctypes.PyDLL:
     """The same library, for its functions that take Python objects."""
     return ctypes.PyDLL(str(libraries() / CORE))
+
+
+def wrap_bodies(wrapper: Callable[[str, Callable[..., None]], Callable[..., None]]) -> None:
+    """Have `wrapper(name, body)` called for every operator; what it returns runs instead. Before the first operator."""
+    _wrappers.append(wrapper)
 
 
 def _check_system() -> None:
@@ -209,7 +215,7 @@ def _prepare() -> None:
         _set_shield(torch)
         indices = function_indices(core())
         for name, operator in operators().items():
-            _set_body(name, indices.get(name), _checked(operator))
+            _set_body(name, indices.get(name), _wrapped(name, _checked(operator)))
             for position in _dynamic_positions(operator):
                 core().ga_vnpu_set_dynamic(indices[name], position)
         _ready = True
@@ -237,6 +243,12 @@ def _set_body(name: str, index: int | None, body: Callable[..., None]) -> None:
         python.ga_vnpu_set_body(index, ctypes.py_object(body))
     else:
         python.ga_vnpu_set_named_body(name.encode(), ctypes.py_object(body))
+
+
+def _wrapped(name: str, body: Callable[..., None]) -> Callable[..., None]:
+    for wrapper in _wrappers:
+        body = wrapper(name, body)
+    return body
 
 
 def _dynamic_positions(operator: Any) -> list[int]:
