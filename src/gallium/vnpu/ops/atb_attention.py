@@ -54,7 +54,7 @@ def check_heads(head_num: int, kv_head_num: int) -> None:
 
 def split_heads(name: str, x: Tensor, heads: int) -> Tensor:
     """`[tokens, heads, size]` of that, or of `[tokens, heads * size]`."""
-    if x.dim() == 2 and x.shape[1] % heads == 0:
+    if heads > 0 and x.dim() == 2 and x.shape[1] % heads == 0:
         return x.view(x.shape[0], heads, x.shape[1] // heads)
     if x.dim() == 3 and x.shape[1] == heads:
         return x
@@ -70,6 +70,8 @@ def unblock(x: Tensor) -> Tensor:
 
 def pages(name: str, cache: Tensor, form: int, heads: int) -> Tensor:
     """The cache as `[blocks, block_size, heads, size]`: a view of it in ND format, a copy in NZ format."""
+    if heads <= 0:
+        raise Illegal("num_kv_heads", heads, "above 0")
     if form == NZ or (on_310p() and cache.dim() == 4 and cache.shape[-1] == 16):
         cache = unblock(cache).flatten(2)
     if cache.dim() == 3 and cache.shape[2] % heads == 0:

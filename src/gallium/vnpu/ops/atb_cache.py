@@ -53,19 +53,21 @@ def _store(name: str, tokens: Tensor, cache: Tensor, forms: tuple[int, int], slo
         raise Illegal(f"{name}_cache's format", forms[0], f"{forms[1]}, as the other cache's")
     if tokens.dtype not in CACHED or cache.dtype != tokens.dtype:
         raise Illegal(name, tokens, "float16, bfloat16 or int8, as its cache")
+    if tokens.dim() != 3 or cache.dim() != 4:
+        raise Illegal(name, tokens, f"[tokens, heads, size], and its cache of 4 dimensions (it has {cache.dim()})")
     if slots.dtype != torch.int32 or slots.shape != tokens.shape[:1]:
         raise Illegal("slot_indices", slots, f"int32 [{tokens.shape[0]}]")
-    places = unblock(out) if forms[1] == NZ else out  # [blocks, block_size, ...]
-    wanted = (tokens.numel() // max(tokens.shape[0], 1),) if forms[1] == NZ else tuple(tokens.shape[1:])
-    held = (places.shape[2] * places.shape[3],) if forms[1] == NZ else tuple(places.shape[2:])
-    if tokens.dim() != 3 or (tokens.shape[0] and wanted != held):
-        raise Illegal(name, tokens, f"[tokens, heads, size], of the sizes {list(held)} of a token in the cache")
+    nz = forms[1] == NZ
+    places = unblock(out) if nz else out  # [blocks, block_size, ...]
+    held = places.shape[2:]
+    if held.numel() != tokens.shape[1:].numel() or (not nz and held != tokens.shape[1:]):
+        raise Illegal(name, tokens, f"[tokens, heads, size] that fits {list(held)}, a token in the cache")
     chosen = slots >= 0
     slot = slots[chosen].long()
     block_size = places.shape[1]
     if slot.numel() and int(slot.max()) >= places.shape[0] * block_size:
         raise Illegal("slot_indices", int(slot.max()), f"below {places.shape[0] * block_size}, the slots of the cache")
-    places.index_put_((slot // block_size, slot % block_size), tokens[chosen].reshape(-1, *places.shape[2:]))
+    places.index_put_((slot // block_size, slot % block_size), tokens[chosen].reshape(slot.shape[0], *held))
 
 
 @op("atb.PagedCacheLoad")

@@ -107,6 +107,8 @@ def rms_norm(
     only("precision_mode", precision_mode, 0)
     only("model_type", model_type, 0)
     only("dynamic_quant_type", dynamic_quant_type, 0)
+    if x.dim() == 0:
+        raise Illegal("x", x, "[..., size]")
     size = x.shape[-1]
     for name, tensor, count in (("gamma", gamma, size), ("beta", beta, size), ("scale", scale, 1)):
         if tensor is None or tensor.dtype != x.dtype or x.dtype not in HALVES or tensor.numel() != count:
