@@ -1,8 +1,6 @@
-"""Norms and distances of vectors: LinalgVectorNorm, Norm, Renorm, LogSumExp, Cdist, Pdist."""
+"""Norms of vectors: LinalgVectorNorm, Norm, Renorm, LogSumExp."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -45,27 +43,3 @@ def renorm(self: Tensor, order: Number, dim: int, maxnorm: Number, out: Tensor) 
 def log_sum_exp(self: Tensor, dims: Dims, keepdim: bool, out: Tensor) -> None:
     """Logarithm of the sum of exponentials."""
     into(torch.logsumexp, out, self, dims or tuple(range(self.dim())), keepdim)
-
-
-@op("Cdist", unused={"mode": "chooses between two ways of computing the same distance for p = 2"})
-def cdist(x1: Tensor, x2: Tensor, p: float, mode: int, out: Tensor) -> None:
-    """Distances between the rows of two matrices."""
-    write(out, torch.cdist(_wide(x1), _wide(x2), p, compute_mode="donot_use_mm_for_euclid_dist"))
-
-
-@op("CdistBackward")
-def cdist_backward(grad: Tensor, x1: Tensor, x2: Tensor, distances: Tensor, p: float, out: Tensor) -> None:
-    """Gradient of Cdist with respect to x1. op-plugin writes an infinite p as -1."""
-    order = math.inf if p == -1 else p
-    write(out, torch.ops.aten._cdist_backward(_wide(grad), _wide(x1), _wide(x2), order, _wide(distances)))
-
-
-@op("Pdist")
-def pdist(self: Tensor, p: float, out: Tensor) -> None:
-    """Distances between all pairs of rows."""
-    write(out, torch.pdist(_wide(self), p))
-
-
-def _wide(x: Tensor) -> Tensor:
-    """As float32 at least, contiguous: what PyTorch's CPU kernels of distances take."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
