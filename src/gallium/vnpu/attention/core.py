@@ -16,8 +16,8 @@ from torch import Tensor
 from gallium.vnpu.attention.visibility import Visible
 
 LOWEST = torch.finfo(torch.float32).min
-ROWS = 128  # queries of a tile, at most
-TILE = 1 << 17  # scores of a tile, about
+ROWS = 64  # queries of a tile, at most; both are measured, not computed
+TILE = 1 << 18  # scores of a tile, about
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,19 @@ def check_triangle(mask: Tensor, mode: int, page: str) -> None:
     """Raise Illegal unless the mask is the documented compressed triangle (1 above the diagonal)."""
     rows = 3072 if mode == PREFIX_COMPRESSED else SIDE
     square = mask.reshape(mask.shape[-2:]) if mask.dim() >= 2 and mask.numel() == rows * SIDE else mask
-    if square.shape != (rows, SIDE) or not torch.equal(as_bool(square), _compressed(mode == PREFIX_COMPRESSED)):
+    if square.shape != (rows, SIDE) or not _same(square, _compressed(mode == PREFIX_COMPRESSED)):
         what = "the lower triangle and the half rectangle of" if mode == PREFIX_COMPRESSED else "the lower triangle of"
         legal = f"{what} {rows} x {SIDE}: 0 is seen, 1 is hidden, for sparse_mode {mode} ({page} page of op-plugin)"
         raise Illegal("atten_mask", mask, legal)
+
+
+def _same(mask: Tensor, expected: Tensor) -> bool:
+    """Whether the masks are equal. It is asked at every call: eight elements at once are eight times as fast."""
+    if mask.dtype.itemsize == 1 and mask.is_contiguous() and mask.storage_offset() % 8 == 0:
+        words = mask.view(torch.int64)
+        if torch.equal(words, expected.view(torch.int64)):
+            return True
+    return torch.equal(as_bool(mask), expected)
 
 
 @cache
