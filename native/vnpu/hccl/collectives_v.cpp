@@ -83,7 +83,8 @@ Status all_gather_v(Communicator& comm, const Buffers& data, const Parts& receiv
         if (code = comm.round(); code != kOk) return code;
         for (uint32_t r = 0; r < comm.ranks(); ++r) {
             const Stretch part = stretch_of(receive.counts[r], round, most);
-            copy(static_cast<char*>(data.receive) + (receive.offsets[r] + part.start) * size, comm.of(r), part.count * size);
+            char* to = static_cast<char*>(data.receive) + (receive.offsets[r] + part.start) * size;
+            copy(to, comm.of(r), part.count * size);
         }
     }
     return kOk;

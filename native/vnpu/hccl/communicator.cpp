@@ -61,7 +61,7 @@ Communicator::Communicator(std::shared_ptr<Segment> segment, uint32_t rank, Sett
 Status Communicator::join(const RootInfo& root, uint32_t ranks, uint32_t rank, const Settings& settings,
                           CommunicatorPtr& out) {
     if (rank >= ranks) {
-        return fail(kParameter, "HCCL: rank " + std::to_string(rank) + " of " + std::to_string(ranks) + " does not exist");
+        return fail(kParameter, "HCCL: there is no rank " + std::to_string(rank) + " of " + std::to_string(ranks));
     }
     std::shared_ptr<Segment> segment;
     if (const Status code = Segment::attach(root, ranks, segment); code != kOk) return code;
@@ -92,12 +92,11 @@ Status Communicator::wait_for_all_seats() {
         return list;
     };
     const auto look_around = [&](bool signal) {
-        if (signal) return give_up(kInternal, "HCCL: rank " + std::to_string(rank_) + " was interrupted while it connected");
+        if (signal) return give_up(kInternal, "HCCL: " + rank_text(rank_) + " was interrupted while it connected");
         for (uint32_t r = 0; r < ranks(); ++r) {
             const Seat& seat = segment_->seat(r);
-            if (seat.state.load(std::memory_order_acquire) == kTaken && !seat.process.alive()) {
-                return give_up(kInternal, "HCCL: " + rank_text(r) + " ended while communicator " + name() + " was made");
-            }
+            if (seat.state.load(std::memory_order_acquire) != kTaken || seat.process.alive()) continue;
+            return give_up(kInternal, "HCCL: " + rank_text(r) + " ended while communicator " + name() + " was made");
         }
         if (now_ns() - start < settings_.connect_seconds * 1000000000) return kOk;
         return give_up(kTimedOut, "HCCL: communicator " + name() + " was not made within " +
@@ -134,7 +133,8 @@ Status Communicator::round() {
     } else {
         const int64_t start = now_ns();
         const auto all_posted = [&] {
-            return static_cast<int32_t>(head.round.word.load(std::memory_order_acquire) - static_cast<uint32_t>(round)) >= 0;
+            const uint32_t reached = head.round.word.load(std::memory_order_acquire);
+            return static_cast<int32_t>(reached - static_cast<uint32_t>(round)) >= 0;
         };
         const auto look_around = [&](bool signal) { return look_for_missing(start, signal); };
         const Status code = wait_until(head.round, spin_, all_posted, [&] { return broken(); }, look_around);
@@ -150,9 +150,9 @@ Status Communicator::check_entries() const {
     for (uint32_t r = 1; r < ranks(); ++r) {
         const Entry& other = segment_->seat(r).entries[rounds_ & 1];
         if (other == first) continue;
-        return give_up(kParameter, "HCCL: ranks disagree in call " + std::to_string(calls_) + " on communicator " + name() +
-                                       ": " + rank_text(0) + " calls " + text_of(first) + ", " + rank_text(r) + " calls " +
-                                       text_of(other));
+        return give_up(kParameter, "HCCL: ranks disagree in call " + std::to_string(calls_) + " on communicator " +
+                                       name() + ": " + rank_text(0) + " calls " + text_of(first) + ", " +
+                                       rank_text(r) + " calls " + text_of(other));
     }
     return kOk;
 }
@@ -182,8 +182,8 @@ bool Communicator::late(int64_t since) const { return now_ns() - since > setting
 Status Communicator::give_up(Status code, const std::string& why) const { return segment_->break_with(code, why); }
 
 std::string Communicator::title() const {
-    return std::string("HCCL: ") + name_of(operation_) + ", call " + std::to_string(calls_) + " on communicator " + name() +
-           ": ";
+    return std::string("HCCL: ") + name_of(operation_) + ", call " + std::to_string(calls_) + " on communicator " +
+           name() + ": ";
 }
 
 std::string Communicator::rank_text(uint32_t rank) const {

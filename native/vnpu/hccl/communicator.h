@@ -1,8 +1,8 @@
 // One rank of a communicator: its seat, its rounds, its messages, and what it says when something goes wrong.
 //
-// Collectives are made of rounds. In each, every rank writes its part into its own buffer, posts it, and waits until all
-// have posted; then it may read all parts. A buffer has two halves that take turns, so a rank that is still reading one
-// round is not overwritten by a rank that already writes the next, and one wait per round is enough.
+// Collectives are made of rounds. In each, every rank writes its part into its own buffer, posts it, and waits until
+// all have posted; then it may read all parts. A buffer has two halves that take turns, so a rank that is still reading
+// one round is not overwritten by a rank that already writes the next, and one wait per round is enough.
 #pragma once
 #include <memory>
 #include <mutex>

@@ -70,8 +70,8 @@ GA_EXPORT Status HcclAllReduce(void* send, void* receive, uint64_t count, DataTy
     return launch_collective(comm, stream, [=](Communicator& mine) { return all_reduce(mine, data, reduction); });
 }
 
-GA_EXPORT Status HcclReduce(void* send, void* receive, uint64_t count, DataType dtype, Reduction reduction, uint32_t root,
-                            HcclComm handle, void* stream) {
+GA_EXPORT Status HcclReduce(void* send, void* receive, uint64_t count, DataType dtype, Reduction reduction,
+                            uint32_t root, HcclComm handle, void* stream) {
     const CommunicatorPtr comm = find(handle);
     if (comm == nullptr) return kParameter;
     const bool is_root = comm->rank() == root;
@@ -81,10 +81,12 @@ GA_EXPORT Status HcclReduce(void* send, void* receive, uint64_t count, DataType 
     if (code == kOk) code = check_reduction("HcclReduce", dtype, reduction);
     if (code == kOk) code = check_root("HcclReduce", *comm, root);
     if (code != kOk) return code;
-    return launch_collective(comm, stream, [=](Communicator& mine) { return reduce_to(mine, data, reduction, root); });
+    return launch_collective(comm, stream,
+                             [=](Communicator& mine) { return reduce_to(mine, data, reduction, root); });
 }
 
-GA_EXPORT Status HcclBroadcast(void* buffer, uint64_t count, DataType dtype, uint32_t root, HcclComm handle, void* stream) {
+GA_EXPORT Status HcclBroadcast(void* buffer, uint64_t count, DataType dtype, uint32_t root, HcclComm handle,
+                               void* stream) {
     const CommunicatorPtr comm = find(handle);
     if (comm == nullptr) return kParameter;
     const Buffers data{buffer, buffer, count, dtype};
@@ -94,7 +96,8 @@ GA_EXPORT Status HcclBroadcast(void* buffer, uint64_t count, DataType dtype, uin
     return launch_collective(comm, stream, [=](Communicator& mine) { return broadcast(mine, data, root); });
 }
 
-GA_EXPORT Status HcclAllGather(void* send, void* receive, uint64_t count, DataType dtype, HcclComm handle, void* stream) {
+GA_EXPORT Status HcclAllGather(void* send, void* receive, uint64_t count, DataType dtype, HcclComm handle,
+                               void* stream) {
     const CommunicatorPtr comm = find(handle);
     if (comm == nullptr) return kParameter;
     const Buffers data{send, receive, count, dtype};
@@ -102,8 +105,8 @@ GA_EXPORT Status HcclAllGather(void* send, void* receive, uint64_t count, DataTy
     return launch_collective(comm, stream, [=](Communicator& mine) { return all_gather(mine, data); });
 }
 
-GA_EXPORT Status HcclAllGatherV(const void* send, uint64_t count, void* receive, const void* counts, const void* offsets,
-                                DataType dtype, HcclComm handle, void* stream) {
+GA_EXPORT Status HcclAllGatherV(const void* send, uint64_t count, void* receive, const void* counts,
+                                const void* offsets, DataType dtype, HcclComm handle, void* stream) {
     const CommunicatorPtr comm = find(handle);
     if (comm == nullptr) return kParameter;
     Parts parts;
@@ -127,7 +130,8 @@ GA_EXPORT Status HcclReduceScatter(void* send, void* receive, uint64_t count, Da
 }
 
 GA_EXPORT Status HcclReduceScatterV(const void* send, const void* counts, const void* offsets, void* receive,
-                                    uint64_t count, DataType dtype, Reduction reduction, HcclComm handle, void* stream) {
+                                    uint64_t count, DataType dtype, Reduction reduction, HcclComm handle,
+                                    void* stream) {
     const CommunicatorPtr comm = find(handle);
     if (comm == nullptr) return kParameter;
     Parts parts;
@@ -160,7 +164,7 @@ GA_EXPORT Status HcclAlltoAll(const void* send, uint64_t send_count, DataType se
     const Buffers data{send, receive, send_count, send_type};
     Status code = check("HcclAlltoAll", data);
     if (code == kOk && (send_count != receive_count || send_type != receive_type)) {
-        code = fail(kParameter, "HcclAlltoAll: sends and receives must be alike, but are " + std::to_string(send_count) +
+        code = fail(kParameter, "HcclAlltoAll: sends and receives must be alike, not " + std::to_string(send_count) +
                                     " of " + name_of(send_type) + " and " + std::to_string(receive_count) + " of " +
                                     name_of(receive_type));
     }
@@ -177,10 +181,11 @@ GA_EXPORT Status HcclAlltoAllV(const void* send, const void* send_counts, const 
     const Buffers data{send, receive, 0, send_type};
     Status code = check("HcclAlltoAllV", data);
     if (code == kOk && send_type != receive_type) {
-        code = fail(kParameter, "HcclAlltoAllV: sends " + name_of(send_type) + ", but receives " + name_of(receive_type));
+        code = fail(kParameter, "HcclAlltoAllV: sends " + name_of(send_type) + ", receives " + name_of(receive_type));
     }
     if (code == kOk) code = parts_of("HcclAlltoAllV", send_counts, send_offsets, comm->ranks(), sends);
     if (code == kOk) code = parts_of("HcclAlltoAllV", receive_counts, receive_offsets, comm->ranks(), receives);
     if (code != kOk) return code;
-    return launch_collective(comm, stream, [=](Communicator& mine) { return all_to_all_v(mine, data, sends, receives); });
+    return launch_collective(comm, stream,
+                             [=](Communicator& mine) { return all_to_all_v(mine, data, sends, receives); });
 }

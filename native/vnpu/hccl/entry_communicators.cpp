@@ -45,7 +45,7 @@ GA_EXPORT Status HcclCommInitRootInfoConfig(uint32_t ranks, const void* root, ui
 }
 
 GA_EXPORT Status HcclCommInitAll(uint32_t devices, int32_t* /*numbers*/, HcclComm* comms) {
-    if (comms == nullptr || devices == 0) return fail(kParameter, "HcclCommInitAll: no devices, or no place for the result");
+    if (comms == nullptr || devices == 0) return fail(kParameter, "HcclCommInitAll: no devices, or no place for them");
     std::vector<CommunicatorPtr> made;
     if (const Status code = join_all(devices, settings_from_environment(), made); code != kOk) return code;
     for (uint32_t rank = 0; rank < devices; ++rank) comms[rank] = add(made[rank]);
@@ -53,13 +53,15 @@ GA_EXPORT Status HcclCommInitAll(uint32_t devices, int32_t* /*numbers*/, HcclCom
 }
 
 // torch_npu then makes the communicator from a root info.
-GA_EXPORT Status HcclCommInitClusterInfoConfig(const char* file, uint32_t /*rank*/, void* /*config*/, HcclComm* /*comm*/) {
-    return fail(kUnsupported, std::string("HcclCommInitClusterInfoConfig: a rank table (") + (file != nullptr ? file : "none") +
-                                  ") describes machines and chips; the virtual NPU has neither");
+GA_EXPORT Status HcclCommInitClusterInfoConfig(const char* file, uint32_t /*rank*/, void* /*config*/,
+                                               HcclComm* /*comm*/) {
+    return fail(kUnsupported, std::string("HcclCommInitClusterInfoConfig: the rank table ") +
+                                  (file != nullptr ? file : "that was given") +
+                                  " describes machines and chips; the virtual NPU has neither");
 }
 
-GA_EXPORT Status HcclCreateSubCommConfig(HcclComm* parent_handle, uint32_t count, uint32_t* ranks, uint64_t id, uint32_t rank,
-                                         void* config, HcclComm* out) {
+GA_EXPORT Status HcclCreateSubCommConfig(HcclComm* parent_handle, uint32_t count, uint32_t* ranks, uint64_t id,
+                                         uint32_t rank, void* config, HcclComm* out) {
     if (parent_handle == nullptr || ranks == nullptr || count == 0 || out == nullptr) {
         return fail(kParameter, "HcclCreateSubCommConfig: the parent, the ranks or the result are missing");
     }

@@ -23,11 +23,11 @@ Status check(const char* function, const Communicator& comm, const Item& item) {
     if (item.kind != kSendItem && item.kind != kReceiveItem) {
         return fail(kUnsupported, std::string(function) + ": item kind " + std::to_string(item.kind));
     }
-    if (bytes_of(item.dtype) == 0) return fail(kUnsupported, std::string(function) + ": there is no " + name_of(item.dtype));
-    if (item.buffer == nullptr && item.count != 0) return fail(kParameter, std::string(function) + ": the buffer is null");
+    const std::string title = std::string(function) + ": ";
+    if (bytes_of(item.dtype) == 0) return fail(kUnsupported, title + "there is no " + name_of(item.dtype));
+    if (item.buffer == nullptr && item.count != 0) return fail(kParameter, title + "the buffer is null");
     if (item.peer < comm.ranks()) return kOk;
-    return fail(kParameter, std::string(function) + ": rank " + std::to_string(item.peer) + " of " +
-                                std::to_string(comm.ranks()));
+    return fail(kParameter, title + "rank " + std::to_string(item.peer) + " of " + std::to_string(comm.ranks()));
 }
 
 Status run(Communicator& comm, const Item& item) {

@@ -45,7 +45,7 @@ Status run_side_by_side(std::map<Communicator*, std::vector<Pending>>& by_rank) 
         Outcome* outcome = &outcomes[index++];
         threads.emplace_back([outcome, list = &tasks] {
             outcome->code = run_in_order(*list);
-            if (outcome->code != kOk) outcome->text = "HCCL: an operation of this group failed on another rank's thread";
+            if (outcome->code != kOk) outcome->text = "HCCL: an operation of this group failed";
         });
     }
     for (std::thread& thread : threads) thread.join();

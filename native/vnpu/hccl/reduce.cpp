@@ -70,7 +70,9 @@ struct Float16 {
 
 // Integers wrap around: they are joined as unsigned numbers that are not promoted to int.
 template <class T>
-using Joined = std::conditional_t<std::is_floating_point_v<T>, T, std::conditional_t<(sizeof(T) < 8), uint32_t, uint64_t>>;
+using Unsigned = std::conditional_t<(sizeof(T) < 8), uint32_t, uint64_t>;
+template <class T>
+using Joined = std::conditional_t<std::is_floating_point_v<T>, T, Unsigned<T>>;
 struct Sum {
     template <class T>
     static T join(T a, T b) { return static_cast<T>(static_cast<Joined<T>>(a) + static_cast<Joined<T>>(b)); }

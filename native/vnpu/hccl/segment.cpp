@@ -183,7 +183,7 @@ Status Segment::break_with(Status code, const std::string& why) const {
     uint32_t nobody = 0;
     if (!head().breaking.compare_exchange_strong(nobody, 1)) {
         const Status first = broken();
-        return first != kOk ? first : fail(code, why);  // whoever was first is still writing: this rank's view is as good
+        return first != kOk ? first : fail(code, why);  // the first is still writing: this rank's view is as good
     }
     const size_t size = std::min(why.size(), sizeof head().why - 1);
     memcpy(head().why, why.data(), size);

@@ -40,7 +40,7 @@ bool move_all(Move move, uint64_t offset, uint64_t bytes) {
     return true;
 }
 
-Status no_room() { return fail(kInternal, std::string("HCCL: a message cannot be kept in memory: ") + strerror(errno)); }
+Status no_room() { return fail(kInternal, std::string("HCCL: a message cannot be kept: ") + strerror(errno)); }
 
 }  // namespace
 

@@ -39,8 +39,8 @@ struct Bell {
 // Whether Ctrl-C was pressed. Only Python's main thread can tell; a signal ends its sleep early.
 bool interrupted();
 
-// Returns 0 once done() holds. broken() is asked after each wake-up and is cheap; look_around() is asked a few times per
-// second, with whether a signal came. Both return a code to give up with, or 0.
+// Returns 0 once done() holds. broken() is asked after each wake-up and is cheap; look_around() is asked a few times
+// per second, with whether a signal came. Both return a code to give up with, or 0.
 template <class Done, class Broken, class LookAround>
 Status wait_until(Bell& bell, bool spin, Done done, Broken broken, LookAround look_around) {
     if (done()) return kOk;
