@@ -223,7 +223,7 @@ Status run(const char* name, PyObject* body, PyObject* args) {
 
 // Runs at once, or leaves body and arguments in the graph. The lock is held; `args` is taken.
 Status run_or_record(const char* name, PyObject* body, PyObject* args, void* stream) {
-    if (!capturing(stream)) {
+    if (!defers(stream)) {
         const Status status = run(name, body, args);
         Py_DecRef(args);
         return status;

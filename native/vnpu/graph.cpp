@@ -39,9 +39,9 @@ Status replace_next(Stream* stream, Task task) {
 
 }  // namespace
 
-bool capturing(void* address) {
+bool defers(void* address) {
     const Stream* stream = find_stream(address);
-    return stream != nullptr && stream->graph != nullptr;
+    return stream != nullptr && (stream->graph != nullptr || stream->updating != nullptr);
 }
 
 Status submit(void* address, Task task) {

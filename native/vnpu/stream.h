@@ -14,7 +14,7 @@ using Task = std::function<Status()>;
 // Runs the task now, or appends it to the graph that the stream is capturing. A null stream is the device's default one.
 Status submit(void* stream, Task task);
 
-// Whether work on this stream is being recorded.
-bool capturing(void* stream);
+// Whether work on this stream is kept for later: it captures a graph, or replaces the tasks of one.
+bool defers(void* stream);
 
 }  // namespace ga::vnpu

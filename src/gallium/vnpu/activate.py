@@ -6,7 +6,7 @@ import os
 import sys
 
 from gallium.vnpu import report
-from gallium.vnpu.loader import CANN_VERSION, install
+from gallium.vnpu.loader import CANN_VERSION, install, installed
 from gallium.vnpu.options import PREFIX, OptionError, Options, asked_for
 
 SHOWN = f"{PREFIX}_BANNER_SHOWN"
@@ -15,7 +15,7 @@ SHOWN = f"{PREFIX}_BANNER_SHOWN"
 def activate() -> None:
     """Install if GALLIUM_VNPU=1; a program that asked for the virtual NPU never goes on without it."""
     try:
-        if not asked_for():
+        if not asked_for() or installed():  # Python may read a .pth file twice
             return
         options = Options.from_environment()
         install(options)

@@ -21,10 +21,8 @@ class Signature:
 def table() -> dict[str, Signature]:
     """All known signatures by name, without the prefix aclnn."""
     found: dict[str, Signature] = {}
-    for name in ("signatures.tsv", "atb_signatures.tsv"):
-        for line in files("gallium.vnpu").joinpath("data", name).read_text(encoding="utf-8").splitlines():
-            if line.startswith("#"):
-                continue
-            operator, kinds, parameters, source = line.split("\t")
-            found[operator] = Signature(operator, kinds, tuple(filter(None, parameters.split(","))), source)
+    for line in files("gallium.vnpu").joinpath("data/signatures.tsv").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            name, kinds, parameters, source = line.split("\t")
+            found[name] = Signature(name, kinds, tuple(filter(None, parameters.split(","))), source)
     return found

@@ -75,10 +75,11 @@ def _attention(args: Sequence[Any]) -> int:
     return int(4 * math.prod(query.shape) * max(positions // heads, 1))
 
 
-_PRODUCTS = """Matmul Mm BatchMatMul MatmulWeightNz BatchMatMulWeightNz Mv Dot QuantMatmulV5 QuantMatmulWeightNz
-WeightQuantBatchMatmulV2 WeightQuantBatchMatmulV3 WeightQuantBatchMatmulNz TransposeBatchMatMul""".split()
-_ADDED_PRODUCTS = "Addmm Baddbmm Addbmm Addmv AddmmWeightNz InplaceAddmm".split()
-_ATTENTION = "FlashAttentionScore FlashAttentionScoreV2 FlashAttentionScoreV3 FlashAttentionScoreV4".split()
+_PRODUCTS = ["Matmul", "Mm", "BatchMatMul", "MatmulWeightNz", "BatchMatMulWeightNz", "Mv", "Dot", "TransposeBatchMatMul"]
+_PRODUCTS += ["QuantMatmulV5", "QuantMatmulWeightNz"]
+_PRODUCTS += ["WeightQuantBatchMatmulV2", "WeightQuantBatchMatmulV3", "WeightQuantBatchMatmulNz"]
+_ADDED_PRODUCTS = ["Addmm", "Baddbmm", "Addbmm", "Addmv", "AddmmWeightNz", "InplaceAddmm"]
+_ATTENTION = ["FlashAttentionScore", "FlashAttentionScoreV2", "FlashAttentionScoreV3", "FlashAttentionScoreV4"]
 
 FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(_PRODUCTS, _product),
