@@ -10,19 +10,26 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any
 
-KERNEL_KEYS = (
-    "PrivateUse1",
-    "CompositeExplicitAutograd",
-    "CompositeExplicitAutogradNonFunctional",
-    "CompositeImplicitAutograd",
-)
+NPU = "PrivateUse1"
+COMPOSED = ("CompositeExplicitAutograd", "CompositeImplicitAutograd")
+THROUGH_OUT = "CompositeExplicitAutogradNonFunctional"  # a structured operator: it calls its own `out` form
 
 
 @cache
 def falls_back(operator: Any) -> bool:
     """Whether no kernel is registered for the NPU, so that the operator runs on the CPU."""
-    name = operator.name()
-    return not any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in KERNEL_KEYS)
+    if any(_has(operator, key) for key in (NPU, *COMPOSED)):
+        return False
+    if not _has(operator, THROUGH_OUT):
+        return True
+    packet = operator._overloadpacket
+    forms = [getattr(packet, name) for name in packet.overloads() if name.endswith("out")]
+    return not any(_has(form, NPU) for form in forms)
+
+
+def _has(operator: Any, key: str) -> bool:
+    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), key)
+    return found
 
 
 class FallbackWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
