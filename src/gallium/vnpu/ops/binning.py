@@ -37,7 +37,7 @@ def search_sorted(
     sequence: Tensor, self: Tensor, out_int32: bool, right: bool, sorter: Tensor | None, out: Tensor
 ) -> None:
     """Where each element would be inserted into its sorted sequence."""
-    into(torch.searchsorted, out, sequence, self, out_int32=out_int32, right=right, sorter=sorter)
+    _search(out, sequence, self.contiguous(), out_int32, right, sorter)
 
 
 @op("SearchSorteds")
@@ -45,7 +45,14 @@ def search_sorted_scalar(
     sequence: Tensor, self: Number, out_int32: bool, right: bool, sorter: Tensor | None, out: Tensor
 ) -> None:
     """Where a number would be inserted into a sorted sequence."""
-    into(torch.searchsorted, out, sequence, self, out_int32=out_int32, right=right, sorter=sorter)
+    _search(out, sequence, self, out_int32, right, sorter)
+
+
+def _search(
+    out: Tensor, sequence: Tensor, values: Tensor | Number, out_int32: bool, right: bool, sorter: Tensor | None
+) -> None:
+    order = None if sorter is None else sorter.contiguous()  # PyTorch warns of others; op-plugin has done so already
+    into(torch.searchsorted, out, sequence.contiguous(), values, out_int32=out_int32, right=right, sorter=order)
 
 
 @op("IsClose")

@@ -106,7 +106,8 @@ def _likelihood(name: str, function: Callable[..., Any]) -> None:
         total_weight: Tensor,
         grad_input: Tensor,
     ) -> None:
-        args = (grad_output, self, target.long(), weight, reduction, ignore_index, total_weight)
+        logs = self.contiguous()  # the kernel for pictures takes no other
+        args = (grad_output, logs, target.long(), weight, reduction, ignore_index, total_weight)
         write(grad_input, function(*args))
 
     register(name, body)
