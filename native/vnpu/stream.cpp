@@ -163,7 +163,11 @@ GA_EXPORT Status aclrtRecordEvent(void* address, void* stream_address) {
     if (stream == nullptr) return no_stream();
     event->graph = stream->graph;
     if (stream->graph != nullptr) {
-        return submit(stream_address, [event] { event->recorded_ns = now_ns(); return kOk; });
+        // The event may be destroyed before the graph runs: torch_npu's dropout does so under capture.
+        return submit(stream_address, [address] {
+            if (Event* one = find_event(address)) one->recorded_ns = now_ns();
+            return kOk;
+        });
     }
     event->recorded_ns = now_ns();
     return kOk;
