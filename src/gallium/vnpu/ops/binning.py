@@ -29,7 +29,7 @@ def bincount(self: Tensor, weights: Tensor | None, minlength: int, out: Tensor) 
 @op("Bucketize")
 def bucketize(self: Tensor, boundaries: Tensor, out_int32: bool, right: bool, out: Tensor) -> None:
     """Between which boundaries each element lies."""
-    into(torch.bucketize, out, self, boundaries, out_int32=out_int32, right=right)
+    into(torch.bucketize, out, self.contiguous(), boundaries.contiguous(), out_int32=out_int32, right=right)
 
 
 @op("SearchSorted")
