@@ -6,10 +6,11 @@ import ast
 import inspect
 import textwrap
 from functools import cache
+from pathlib import Path
 
 import pytest
 
-from gallium.vnpu import ops
+from gallium.vnpu import attention, ops
 from gallium.vnpu.registry import Operator, operators
 from gallium.vnpu.signatures import table
 
@@ -29,12 +30,21 @@ def read_names(operator: Operator) -> set[str]:
 
 @cache
 def fields_read(arguments: type) -> set[str]:
-    """Of operators whose parameters fill a class (attention/named.py): the fields that its own code reads."""
-    source = "\n".join(textwrap.dedent(inspect.getsource(c)) for c in arguments.__mro__ if c.__module__ != "builtins")
+    """Of operators whose parameters fill a class (attention/named.py): the fields that its code reads.
+
+    That is `self.x` in the class and `call.x` in the checks of the package.
+    """
+    own = "\n".join(textwrap.dedent(inspect.getsource(c)) for c in arguments.__mro__ if c.__module__ != "builtins")
+    package = Path(inspect.getsourcefile(attention) or "").parent
+    checks = "\n".join(path.read_text(encoding="utf-8") for path in package.glob("*_limits.py"))
+    return attributes_of("self", own) | attributes_of("call", checks)
+
+
+def attributes_of(name: str, source: str) -> set[str]:
     return {
         node.attr
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+        for node in ast.walk(ast.parse(source.replace("from __future__ import annotations", "")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name
     }
 
 

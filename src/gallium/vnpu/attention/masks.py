@@ -10,7 +10,7 @@ from gallium.vnpu.registry import Illegal
 
 
 def full_mask(mask: Tensor, count: int, batch: slice, queries: int, keys: int, one_query: bool) -> Tensor:
-    """A mask [b or 1, 1, Sq, Skv] from [B or 1, 1, Sq, Skv], [B or 1, Sq, Skv], [Sq, Skv] or, with one query, [B, Skv]."""
+    """A mask [b or 1, 1, Sq, Skv] of [B or 1, 1, Sq, Skv], [B or 1, Sq, Skv], [Sq, Skv] or, for one query, [B, Skv]."""
     mask = as_bool(mask)
     if mask.dim() == 2:
         mask = mask[:, None, None] if one_query else mask[None, None]
