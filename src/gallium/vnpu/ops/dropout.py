@@ -61,23 +61,27 @@ def gen_mask_graph(
     keep_mask(math.prod(shape), p, graph_generator(seed, offset, offset_in_graph), mask)
 
 
-def drop(x: Tensor, mask: Tensor, p: float, out: Tensor) -> None:
-    """The elements that the mask keeps, scaled by 1 / (1 - p); zero for the others."""
+def drop(x: Tensor, mask: Tensor, scale: float, out: Tensor) -> None:
+    """The elements that the mask keeps, scaled; zero for the others."""
     kept = unpack_bits(mask, x.numel()).view(x.shape)
-    scale = 1 / (1 - p) if p < 1 else 0.0
     write(out, torch.where(kept, x * scale, 0))
+
+
+def scale_of(p: float) -> float:
+    """What keeps the mean when elements are dropped with probability p."""
+    return 1 / (1 - p) if p < 1 else 0.0
 
 
 @op("DropoutDoMask")
 def do_mask(self: Tensor, mask: Tensor, p: float, out: Tensor) -> None:
     """Dropout with a mask that is given."""
-    drop(self, mask, p, out)
+    drop(self, mask, scale_of(p), out)
 
 
 @op("DropoutV3Grad")
-def dropout_grad(grad_output: Tensor, mask: Tensor, p: float, grad_input: Tensor) -> None:
-    """The gradient of DropoutV3."""
-    drop(grad_output, mask, p, grad_input)
+def dropout_grad(grad_output: Tensor, mask: Tensor, scale: float, grad_input: Tensor) -> None:
+    """The gradient of DropoutV3; unlike DropoutDoMask it is given 1 / (1 - p)."""
+    drop(grad_output, mask, scale, grad_input)
 
 
 @op("DropoutV3")
@@ -87,7 +91,7 @@ def dropout(
     """Dropout that makes its mask."""
     refuse_given(noise_shape=noise_shape)
     keep_mask(self.numel(), p, generator(seed, offset), mask)
-    drop(self, mask, p, out)
+    drop(self, mask, scale_of(p), out)
 
 
 @op("DropoutV3Tensor")
@@ -104,4 +108,4 @@ def dropout_graph(
     """DropoutV3 in graphs."""
     refuse_given(noise_shape=noise_shape)
     keep_mask(self.numel(), p, graph_generator(seed, offset, offset_in_graph), mask)
-    drop(self, mask, p, out)
+    drop(self, mask, scale_of(p), out)
