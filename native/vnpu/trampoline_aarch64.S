@@ -34,20 +34,20 @@ ga_vnpu_trampoline:
     .size ga_vnpu_trampoline, .-ga_vnpu_trampoline
 
     .macro stub name index
-    .globl aclnn\name\()GetWorkspaceSize
-    .type aclnn\name\()GetWorkspaceSize, %function
-aclnn\name\()GetWorkspaceSize:
+    .globl \name\()GetWorkspaceSize
+    .type \name\()GetWorkspaceSize, %function
+\name\()GetWorkspaceSize:
     mov w16, #\index
     b ga_vnpu_trampoline
-    .size aclnn\name\()GetWorkspaceSize, .-aclnn\name\()GetWorkspaceSize
+    .size \name\()GetWorkspaceSize, .-\name\()GetWorkspaceSize
     .endm
 
     .macro second name
-    .globl aclnn\name
-    .type aclnn\name, %function
-aclnn\name:
+    .globl \name
+    .type \name, %function
+\name:
     b ga_vnpu_phase_two
-    .size aclnn\name, .-aclnn\name
+    .size \name, .-\name
     .endm
 #include "stubs.inc"
     .section .note.GNU-stack, "", %progbits

@@ -26,6 +26,7 @@ class Pass:
     dtype: str
     backward: bool
     limit: int  # samples per entry
+    other_dtypes: bool = False  # entries without this dtype run in another one
 
     @property
     def name(self) -> str:
@@ -33,7 +34,7 @@ class Pass:
 
 
 PASSES = (
-    Pass("float32", False, 1000),
+    Pass("float32", False, 1000, other_dtypes=True),
     Pass("bfloat16", False, 12),
     Pass("float16", False, 12),
     Pass("int64", False, 12),
@@ -45,10 +46,10 @@ def wanted_entries(one: Pass) -> list[str]:
     """Names of the entries that have this dtype (and a gradient); asked in a process without the NPU."""
     code = (
         "import torch; from torch.testing._internal.common_methods_invocations import op_db\n"
-        f"dtype, backward = torch.{one.dtype}, {one.backward}\n"
+        f"dtype, backward, any_dtype = torch.{one.dtype}, {one.backward}, {one.other_dtypes}\n"
         "for op in op_db:\n"
         "    types = op.supported_backward_dtypes('cpu') if backward else op.supported_dtypes('cpu')\n"
-        "    if dtype in types and (op.supports_autograd or not backward):\n"
+        "    if (dtype in types or any_dtype) and (op.supports_autograd or not backward):\n"
         "        print(f'{op.name}.{op.variant_test_name}'.rstrip('.'))\n"
     )
     environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
@@ -82,7 +83,8 @@ def _work(one: Pass, waiting: Queue[str]) -> Iterator[dict[str, Any]]:
             process.kill()
             process = None
             verdict = {"entry": name, "outcome": "crash", "samples": 0, "detail": "", "called": []}
-        print(f"\r{one.name}: {waiting.qsize()} left   ", end="", file=sys.stderr)
+        if sys.stderr.isatty():
+            print(f"\r{one.name}: {waiting.qsize()} left   ", end="", file=sys.stderr)
         yield verdict
     if process is not None and process.stdin is not None:
         process.stdin.close()

@@ -53,7 +53,7 @@ def only(parameter: str, value: object, *supported: object) -> None:
 
 def describe(name: str, error: BaseException, trace: TracebackType | None) -> tuple[int, str]:
     """The status of a failed operator and the sentence that the user reads in the RuntimeError of torch_npu."""
-    function = name if "." in name or name.startswith("Atb") else f"aclnn{name}"
+    function = f"aclnn{name}" if name[0].isupper() and "." not in name else name
     status = error.status if isinstance(error, Refusal) else INTERNAL
     if isinstance(error, MemoryError):
         status = OUT_OF_MEMORY

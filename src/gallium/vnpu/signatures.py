@@ -19,10 +19,10 @@ class Signature:
 
 @cache
 def table() -> dict[str, Signature]:
-    """All known signatures by name, without the prefix aclnn."""
+    """All known signatures by name: without the prefix aclnn, or whole if the prefix is only acl."""
     found: dict[str, Signature] = {}
-    for line in files("gallium.vnpu").joinpath("data/signatures.tsv").read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            name, kinds, parameters, source = line.split("\t")
+    for file in ("signatures.tsv", "acl_functions.tsv"):
+        lines = files("gallium.vnpu").joinpath("data", file).read_text(encoding="utf-8").splitlines()
+        for name, kinds, parameters, source in (line.split("\t") for line in lines if not line.startswith("#")):
             found[name] = Signature(name, kinds, tuple(filter(None, parameters.split(","))), source)
     return found
