@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from tests.vnpu.hccl_ranks import INTERNAL, MAXIMUM, PARAMETER, TIMED_OUT, UNSUPPORTED, Rank, new_root, run_ranks
@@ -64,37 +65,41 @@ def killed(comm: Rank) -> None:
 
 
 def left(comm: Rank) -> None:
-    comm.all_reduce(np.zeros(1, np.float32))
+    note = np.ones(2, np.float32)
+    comm.all_reduce(note)
     if comm.rank == 1:
-        comm.send(np.ones(2, np.float32), 0)
+        comm.send(note, 0)
         return
-    time.sleep(0.4)
     if comm.rank == 0:
+        time.sleep(0.4)
         assert comm.receive(np.zeros(2, np.float32), 1)[0] == 1, "what was sent before is not lost"
-    refused(INTERNAL, "rank 1 (process ", "has left", action=lambda: comm.all_reduce(np.zeros(1, np.float32)))
+        comm.send(note, 2)
+    else:
+        comm.receive(note, 0)
+    refused(INTERNAL, "rank 1 (process ", "has left", action=lambda: comm.all_reduce(note))
+
+
+def await_failure(comm: Rank) -> None:
+    """Until another rank has met it."""
+    while comm.error() == 0:
+        time.sleep(0.05)
 
 
 def late(comm: Rank) -> None:
-    """With a limit of one second: the error says who is waited for, and where that rank is."""
+    """The error says who is waited for, and where that rank is; and the late rank gets it too."""
     comm.all_reduce(np.zeros(1, np.float32))
     if comm.rank == 1:
-        time.sleep(1.8)
-    words = ("timed out after 1 s", "rank 1 (process ", "last entered HcclAllReduce, call 1")
-    refused(
-        TIMED_OUT, *(words if comm.rank != 1 else words[:1]), action=lambda: comm.broadcast(np.zeros(1, np.float32), 0)
-    )
+        await_failure(comm)
+    words = ("timed out after 2 s", "waits for", "rank 1 (process ", "last entered HcclAllReduce, call 1")
+    refused(TIMED_OUT, *words, action=lambda: comm.broadcast(np.zeros(1, np.float32), 0))
 
 
 def late_message(comm: Rank) -> None:
+    words = ("timed out after 2 s", "waiting for a message of rank 2")
     if comm.rank == 0:
-        refused(
-            TIMED_OUT,
-            "timed out after 1 s",
-            "waiting for a message of rank 2",
-            action=lambda: comm.receive(np.zeros(1), 2),
-        )
+        refused(TIMED_OUT, *words, action=lambda: comm.receive(np.zeros(1), 2))
     else:
-        time.sleep(1.5)
+        await_failure(comm)
 
 
 def absent(comm: Rank) -> None:
@@ -120,22 +125,31 @@ def taken_twice(comm: Rank) -> None:
 def interrupt(comm: Rank) -> None:
     """Ctrl-C ends a wait: Python gets its KeyboardInterrupt, and the other ranks an error."""
     comm.all_reduce(np.zeros(1, np.float32))
-    if comm.rank == 0:
-        child, parent = os.fork(), os.getppid()
-        if child == 0:
-            time.sleep(0.5)
-            os.kill(os.getppid(), signal.SIGINT)
-            os._exit(0)
-        assert parent
-        try:
-            refused(INTERNAL, "was interrupted", action=lambda: comm.all_reduce(np.zeros(1, np.float32)))
-            time.sleep(5)
-        except KeyboardInterrupt:
-            os.waitpid(child, 0)
-            return
-        raise AssertionError("no KeyboardInterrupt")
-    time.sleep(1)
-    refused(INTERNAL, "rank 0 was interrupted", action=lambda: comm.all_reduce(np.zeros(1, np.float32)))
+    if comm.rank != 0:
+        await_failure(comm)
+        refused(INTERNAL, "rank 0 was interrupted", action=lambda: comm.all_reduce(np.zeros(1, np.float32)))
+        return
+    child = os.fork()
+    if child == 0:
+        _interrupt_when_asleep(os.getppid())
+        os._exit(0)
+    try:
+        refused(INTERNAL, "was interrupted", action=lambda: comm.all_reduce(np.zeros(1, np.float32)))
+        time.sleep(5)
+    except KeyboardInterrupt:
+        os.waitpid(child, 0)
+        return
+    raise AssertionError("no KeyboardInterrupt")
+
+
+def _interrupt_when_asleep(process: int) -> None:
+    """Sends SIGINT once the process has slept for half a second."""
+    asleep = 0
+    while asleep < 10:
+        time.sleep(0.05)
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+    os.kill(process, signal.SIGINT)
 
 
 FAILURES: dict[str, Callable[[Rank], None]] = {
@@ -160,7 +174,7 @@ def run(name: str) -> bool:
         os.environ["GALLIUM_VNPU_HCCL_BUFFER_MB"] = "1"
     elif name in IMPATIENT:
         check = IMPATIENT[name]
-        os.environ["GALLIUM_VNPU_HCCL_TIMEOUT"] = "1"
+        os.environ["GALLIUM_VNPU_HCCL_TIMEOUT"] = "2"
     elif name in UNJOINED:
         join, check = False, UNJOINED[name]
         os.environ["HCCL_TEST_ROOT"], os.environ["HCCL_CONNECT_TIMEOUT"] = (

@@ -318,11 +318,13 @@ def two_dimensions() -> None:
     """FSDP2 over pairs of ranks that each are tensor parallel."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Replicate
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     mesh = init_device_mesh("npu", (2, ranks() // 2), mesh_dim_names=("data", "tensor"))
     model = small_model().npu()
-    parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel(), "4": ColwiseParallel()})
+    last = ColwiseParallel(output_layouts=Replicate())
+    parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel(), "4": last})
     fully_shard(model, mesh=mesh["data"])
     train(model, "npu", of=[rank() // 2], optimizer=sgd)
     for ours, theirs in zip(model.parameters(), trained_alone(sgd, of=[0, 1]).parameters(), strict=True):

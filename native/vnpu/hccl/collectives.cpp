@@ -12,6 +12,8 @@ namespace {
 
 // Up to here every rank reduces everything itself, which takes one round instead of two.
 constexpr uint64_t kSmall = 64 * 1024;
+// Chunks of a reduction are read several times, so they should stay in the processor's caches.
+constexpr uint64_t kCached = 1024 * 1024;
 
 void copy(void* to, const void* from, uint64_t bytes) {
     if (bytes != 0 && to != from) memmove(to, from, bytes);
@@ -70,7 +72,7 @@ Status in_chunks(uint64_t count, uint64_t most, Step step) {
 Status reduce_all(Communicator& comm, const Buffers& data, Reduction reduction, bool wanted) {
     const size_t size = bytes_of(data.dtype);
     const Reducer join = reducer(data.dtype, reduction);
-    return in_chunks(data.count, comm.room() / size, [&](uint64_t start, uint64_t count) {
+    return in_chunks(data.count, std::min<uint64_t>(comm.room(), kCached) / size, [&](uint64_t start, uint64_t count) {
         char* to = wanted ? at(data.receive, start * size) : nullptr;
         return reduce_chunk(comm, at(data.send, start * size), to, count, size, join);
     });

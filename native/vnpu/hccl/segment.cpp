@@ -29,8 +29,9 @@ struct Offer {
 };
 
 std::mutex mutex;
-std::map<Nonce, Offer> offers;
-std::map<Nonce, std::weak_ptr<Segment>> attached;
+// Never destroyed: torch_npu gives communicators back while the process ends.
+auto& offers = *new std::map<Nonce, Offer>;
+auto& attached = *new std::map<Nonce, std::weak_ptr<Segment>>;
 
 std::string system_text(const std::string& what) { return "HCCL: " + what + ": " + strerror(errno); }
 
@@ -55,11 +56,11 @@ Layout layout_of(size_t ranks, size_t half) {
     return at;
 }
 
-// Half of the buffer of a rank, in KiB; the whole is 4 MiB unless the environment says otherwise.
+// Half of the buffer of a rank, in KiB; the whole is 8 MiB unless the environment says otherwise.
 uint64_t wanted_half_kib() {
     const char* text = getenv("GALLIUM_VNPU_HCCL_BUFFER_MB");
-    const long megabytes = text != nullptr ? strtol(text, nullptr, 10) : 4;
-    return static_cast<uint64_t>(megabytes >= 1 && megabytes <= 256 ? megabytes : 4) * 512;
+    const long megabytes = text != nullptr ? strtol(text, nullptr, 10) : 8;
+    return static_cast<uint64_t>(megabytes >= 1 && megabytes <= 256 ? megabytes : 8) * 512;
 }
 
 int open_file(const RootInfo& root) {
@@ -170,7 +171,8 @@ Segment::Segment(int file, char* base, size_t bytes, uint32_t ranks, size_t half
 Segment::~Segment() {
     const std::lock_guard<std::mutex> lock(mutex);
     const Nonce nonce = head().nonce;
-    attached.erase(nonce);
+    const auto found = attached.find(nonce);
+    if (found != attached.end() && found->second.expired()) attached.erase(found);
     if (const auto offer = offers.find(nonce); offer != offers.end()) {
         if (offer->second.process == getpid()) close(offer->second.file);
         offers.erase(offer);
