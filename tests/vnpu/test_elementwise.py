@@ -172,6 +172,7 @@ def test_a_number_comes_first() -> None:
     agree(lambda t: torch.remainder(-7.5, t), x, calls="RemainderScalarTensor")
     agree(lambda t: torch.pow(2.5, t), x, calls="PowScalarTensor")
     agree(lambda t: torch.xlogy(2.5, t), x, calls="XLogYScalarSelf")
+    agree(lambda t: torch.ge(torch.tensor(2), t), whole, calls="LessScalar")
     agree(lambda t: 2.5 - t, x, calls="Rsubs")
     agree(lambda t: 3 - t, whole, calls="Rsubs")
 

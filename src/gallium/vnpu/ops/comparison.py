@@ -15,7 +15,8 @@ for _kind in ("Tensor", "Scalar"):
     _named = {f"{name}{_kind}": function for name, function in COMPARISONS.items()}
     register_all(_named, binary)
     register_all(_named, binary_inplace, prefix="Inplace")
-register("LessScalar", binary(torch.lt))
+# torch_npu computes `number >= tensor` by this one, with the two exchanged (op-plugin, GeKernelNpuOpApi).
+register("LessScalar", binary(torch.le))
 
 register_all({"LogicalAnd": torch.logical_and, "LogicalOr": torch.logical_or}, binary)
 register_all({"LogicalAnd": torch.logical_and, "LogicalOr": torch.logical_or}, binary_inplace, prefix="Inplace")
