@@ -254,3 +254,42 @@ def _of_group(values: Tensor | None, group: int, width: int, default: float) -> 
     if values.dim() == 2:
         return values[group].float()
     return (values if values.numel() == width and width > 1 else values[group]).float()
+
+
+@op("SwigluGroupQuantGrad")
+def swiglu_group_quant_grad(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    y_origin: Tensor | None,
+    group_index: Tensor | None,
+    clamp_limit: float,
+    grad_x: Tensor,
+    grad_weight: Tensor | None,
+) -> None:
+    """The gradient of silu(min(left, limit)) * clamp(right, ±limit) * weight of the row; a limit of 0 is none.
+
+    Rows after the last group get zero. op-plugin's test_npu_swiglu_group_quant_backward. (The forward function makes
+    hifloat8, which PyTorch does not have.)
+    """
+    check_family("SwigluGroupQuantGrad", "950")
+    check_dtype("x", x, FLOATS)
+    used = None if group_index is None else int(group_index.sum())
+    grad = grad_y.float()
+    if weight is not None:
+        if y_origin is None or grad_weight is None:
+            raise Illegal("y_origin", None, "given, with weight")
+        of_weight = (grad * y_origin).sum(-1, keepdim=True)
+        if used is not None:
+            of_weight.view(-1)[used:] = 0
+        write(grad_weight, of_weight.view(grad_weight.shape))
+        grad = grad * weight.float()
+    left, right = halves(x.float(), -1)
+    gate, up = (left.clamp(max=clamp_limit), right.clamp(-clamp_limit, clamp_limit)) if clamp_limit else (left, right)
+    grad_left, grad_right = torch.ops.aten.silu_backward(grad * up, gate), grad * nn.silu(gate)
+    if clamp_limit:
+        grad_left, grad_right = grad_left * (left < clamp_limit), grad_right * (right.abs() < clamp_limit)
+    both = torch.cat((grad_left, grad_right), -1)
+    if used is not None:
+        both.view(-1, both.shape[-1])[used:] = 0
+    write(grad_x, both)
