@@ -49,5 +49,10 @@ ga_vnpu_trampoline:
     b ga_vnpu_phase_two
     .size \name, .-\name
     .endm
+
+    .macro largest name
+    .globl \name\()GetMaxWorkspaceSize
+    .set \name\()GetMaxWorkspaceSize, \name\()GetWorkspaceSize
+    .endm
 #include "stubs.inc"
     .section .note.GNU-stack, "", %progbits
