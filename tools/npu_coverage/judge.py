@@ -98,13 +98,14 @@ def judge(name: str, op: Any, dtype: torch.dtype, *, backward: bool, limit: int)
 def _nearest(op: Any, dtype: torch.dtype) -> torch.dtype:
     """`dtype` if the entry has it, else the first one of a fixed order."""
     found: set[torch.dtype] = set(op.supported_dtypes("cpu"))
-    return next(d for d in (dtype, torch.int64, torch.bool, torch.float64, torch.complex64, *found) if d in found)
+    order = (dtype, torch.int64, torch.bool, torch.float64, torch.complex64, *found)
+    return next((d for d in order if d in found), dtype)
 
 
 def _samples(op: Any, dtype: torch.dtype, backward: bool) -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield from op.sample_inputs("cpu", dtype, requires_grad=backward)
+        yield from op.sample_inputs("cpu", dtype, requires_grad=backward) if op.supported_dtypes("cpu") else ()
 
 
 def _attempt(op: Any, sample: Any, device: str, backward: bool) -> Any:
