@@ -12,6 +12,7 @@ from gallium.vnpu.refusals import Illegal
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 HALVES = (torch.float16, torch.bfloat16)
+SINCE_910B = ("910B", "910_93", "950")  # the families that most fused operators need
 
 
 def check_dtype(name: str, tensor: Tensor | None, allowed: Iterable[torch.dtype]) -> None:
