@@ -86,6 +86,15 @@ def test_gradients(left: tuple[int, ...], right: tuple[int, ...]) -> None:
     agree(lambda a, b: gradients(torch.matmul, a, b), torch.randn(left), torch.randn(right), runs="Matmul")
 
 
+def test_a_linear_layer_of_torch_npu() -> None:
+    x, weight, bias = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
+
+    def layer(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return torch_npu.npu_linear(x, w, b) if x.device.type == "npu" else torch.nn.functional.linear(x, w, b)
+
+    agree(lambda x, w, b: gradients(layer, x, w, b), x, weight, bias, runs={"Addmm", "Mm"})
+
+
 def test_a_wide_product_of_narrow_numbers() -> None:
     a, b = torch.randn(2, 3, 4).bfloat16(), torch.randn(2, 4, 5).bfloat16()
     with called() as names:
@@ -138,6 +147,18 @@ def test_a_product_whose_batch_moves(perm: tuple[int, ...], split: int, dtype: t
         )
     assert "TransposeBatchMatMul" in names
     same(got, expected.contiguous())
+
+
+def test_changing_the_format() -> None:
+    """On the 950 family torch_npu changes formats by this function: the body alone."""
+    x = torch.randn(20, 30)
+    storage = torch.empty(2, 2, 16, 16)
+    held = Blocked(storage, x.shape, x.stride(), x.dtype, NZ)
+    out = torch.empty(20, 30)
+    operators()["NpuFormatCast"].body(x, held)
+    torch.testing.assert_close(storage, to_blocks(x, (2, 2, 16, 16)))
+    operators()["NpuFormatCast"].body(held, out)
+    torch.testing.assert_close(out, x)
 
 
 def test_a_batch_of_blocked_weights() -> None:

@@ -58,7 +58,14 @@ def unique_consecutive(
     counts.settle(times if return_counts else times[:0])
 
 
-@op("UniqueDim", dynamic=("y", "counts"), unused={"sorted": "slices come out sorted in either case, as in PyTorch"})
+@op(
+    "UniqueDim",
+    dynamic=("y", "counts"),
+    unused={
+        "sorted": "slices come out sorted in either case, as in PyTorch",
+        "return_inverse": "op-plugin makes room for the inverse and returns it in either case",
+    },
+)
 def unique_dim(
     self: Tensor,
     sorted: bool,
@@ -71,5 +78,5 @@ def unique_dim(
     """Distinct slices along a dimension."""
     values, where, times = torch.unique(self, return_inverse=True, return_counts=True, dim=dim)
     y.settle(values)
-    write(inverse, where if return_inverse else torch.zeros_like(where))
+    write(inverse, where)
     counts.settle(times)

@@ -11,6 +11,9 @@ from gallium.vnpu.registry import Illegal, Unsupported, op
 from gallium.vnpu.tensors import DynamicOutput
 from gallium.vnpu.writing import into, write
 
+_index_out = torch.ops.aten.index.Tensor_out
+_index_put = torch.ops.aten._index_put_impl_.default
+
 
 def _given(self: Tensor, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The list with None for missing indices, which op-plugin passes as empty vectors of the type of `self`."""
@@ -25,7 +28,7 @@ def _stands_for_none(index: Tensor, self: Tensor) -> bool:
 def index(self: Tensor, indices: tuple[Tensor | None, ...], out: Tensor) -> None:
     """`self[indices]`; a missing index stands for the whole dimension. A really empty one leaves nothing to read."""
     if out.numel():
-        into(torch.ops.aten.index.Tensor_out, out, self, _given(self, indices))
+        into(_index_out, out, self, _given(self, indices))
 
 
 @op("IndexPutImpl")
@@ -38,7 +41,7 @@ def index_put(self: Tensor, indices: tuple[Tensor | None, ...], values: Tensor, 
     """
     given = _given(self, indices)
     if any(index is not None for index in given):
-        torch.ops.aten._index_put_impl_(self, given, values, accumulate, unsafe)
+        _index_put(self, given, values, accumulate, unsafe)
 
 
 @op("Gather")
@@ -94,7 +97,7 @@ def nonzero_v2(self: Tensor, out: DynamicOutput) -> None:
 @op("SWhere")
 def where(condition: Tensor, self: Tensor, other: Tensor, out: Tensor) -> None:
     """`self` where the condition is true, else `other`."""
-    into(torch.where, out, condition, self, other)
+    into(torch.where, out, condition if condition.dtype == torch.bool else condition.bool(), self, other)
 
 
 @op("StridedSlice")

@@ -109,6 +109,8 @@ def scatter_list(
     """
     if reduce != "update":
         raise Illegal("reduce", reduce, "'update' (op-plugin)")
+    if indice.dim() != 1:
+        raise Unsupported("indice", indice, "one place for each tensor")
     for i, target in enumerate(self):
         if mask is not None and not bool(mask[i]):
             continue

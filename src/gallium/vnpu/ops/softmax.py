@@ -26,11 +26,14 @@ def log_softmax(self: Tensor, dim: int, out: Tensor) -> None:
 
 def _backward(name: str, function: Callable[..., Any], keyword: str) -> None:
     def body(grad_output: Tensor, output: Tensor, dim: int, grad_input: Tensor) -> None:
-        if grad_output.dtype == output.dtype == grad_input.dtype:
-            function(grad_output, output, dim, output.dtype, **{keyword: grad_input})
-        else:  # the forward ran in a wider type than its input
+        if grad_output.dtype != output.dtype or output.dtype != grad_input.dtype:
+            # The forward ran in a wider type than its input.
             wide = torch.promote_types(grad_output.dtype, output.dtype)
             write(grad_input, function(grad_output.to(wide), output.to(wide), dim, wide))
+        elif grad_input.data_ptr() == output.data_ptr():  # npu_attn_softmax_backward_
+            write(grad_input, function(grad_output, output, dim, output.dtype))
+        else:
+            function(grad_output, output, dim, output.dtype, **{keyword: grad_input})
 
     register(name, body)
 
