@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gallium.vnpu import signatures, soc
+from gallium.vnpu import compilers, labels, signatures, soc
 from gallium.vnpu.options import OptionError, Options
 from gallium.vnpu.refusals import describe
 
@@ -50,6 +50,8 @@ def install(options: Options | None = None) -> None:
     _configure(library, chip, options)
     _set_signatures(library)
     _set_hooks(library)
+    labels.attach()
+    compilers.attach()
 
 
 @cache
