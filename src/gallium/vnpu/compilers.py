@@ -11,12 +11,12 @@ from gallium.vnpu import imports
 INSTEAD = "eager, aot_eager, npugraphs and npugraph_ex run"
 
 TORCHAIR = (
-    "torchair is not emulated by the virtual NPU: it gives whole graphs to CANN's graph engine (GE), which is not here. "
-    f"The backends {INSTEAD}."
+    "torchair is not emulated by the virtual NPU: it gives whole graphs to CANN's graph engine (GE), which is not "
+    f"here. The backends {INSTEAD}."
 )
 TRITON = (
-    "Triton-Ascend is not emulated by the virtual NPU: its kernels are compiled for the chip. Use operators of torch_npu "
-    "in their place."
+    "Triton-Ascend is not emulated by the virtual NPU: its kernels are compiled for the chip. Use operators of "
+    "torch_npu in their place."
 )
 INDUCTOR = (
     "torch.compile with backend inductor is not emulated by the virtual NPU: it makes Triton-Ascend kernels for the "
@@ -32,8 +32,9 @@ def attach() -> None:
 
 
 def _guard_inductor() -> None:
-    from torch._inductor import compile_fx
+    from torch._inductor import compile_fx as module
 
+    compile_fx: Any = module
     real: Callable[..., Any] = compile_fx.compile_fx
 
     @functools.wraps(real)

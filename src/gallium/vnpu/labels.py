@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gallium.vnpu import imports
 
 
@@ -14,7 +16,8 @@ def _label() -> None:
     import torch
     import torch_npu
 
-    torch.npu.is_virtual = is_virtual
+    npu: Any = vars(torch)["npu"]
+    npu.is_virtual = is_virtual
     torch_npu._C._NPUDeviceProperties.virtual = property(lambda _properties: True)
 
 
