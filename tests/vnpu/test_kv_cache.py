@@ -155,8 +155,8 @@ def test_advance_step_with_drafts() -> None:
             2,
             2,
             block,
-            spec.npu(),
-            accepted.npu(),
+            spec_token=spec.npu(),
+            accepted_num=accepted.npu(),
         )
     assert "AdvanceStepV2" in names
     moved = [4, 5, 6, 11, 12, 13]
