@@ -36,6 +36,13 @@ struct Hash {
     }
 };
 
+bool empty(const Tensor& tensor) {
+    for (int i = 0; i < tensor.rank; ++i) {
+        if (tensor.dims[i] == 0) return true;
+    }
+    return false;
+}
+
 bool blocked(const Tensor& tensor) { return tensor.format == kNz || tensor.format >= 50; }
 
 Key key_of(const Tensor& tensor) {
@@ -104,6 +111,7 @@ void set_tensor_maker(PyObject* callable) {
 }
 
 PyObject* tensor_of(const Tensor& tensor) {
+    if (empty(tensor)) return build(tensor);  // all lie at address 0: input and output must not become one object
     if (const uint64_t now = memory_generation(); now != table_generation) {
         clear();
         table_generation = now;
