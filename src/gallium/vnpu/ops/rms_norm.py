@@ -33,9 +33,7 @@ def gemma_rms_norm(x: Tensor, gamma: Tensor, epsilon: float, y: Tensor, rstd: Te
 
 
 @op("AddRmsNorm")
-def add_rms_norm(
-    x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float, y: Tensor, rstd: Tensor, x: Tensor
-) -> None:
+def add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float, y: Tensor, rstd: Tensor, x: Tensor) -> None:
     """x = x1 + x2 in their dtype, then RmsNorm of x."""
     add_residual(x1, x2, gamma, x)
     scaled_by_rstd(x, reciprocal_rms(x, gamma, epsilon, rstd), gamma, y)
