@@ -153,6 +153,32 @@ def experts_without_a_rank() -> None:
 
 
 @check
+def update_expert() -> None:
+    """No communication, but of the chips only the 910_93 that these ranks emulate has it."""
+    ids = torch.tensor([[0, 1], [1, 2], [2, 0]], dtype=torch.int32)
+    table = torch.tensor([[1, 4, 0], [2, 5, 6], [2, 7, 8]], dtype=torch.int32)
+    copies = [[4], [5, 6], [7, 8]]
+    for mode in (0, 1):
+        with called() as names:
+            balanced, _ = torch_npu.npu_moe_update_expert(
+                ids.npu(), table.npu(), local_rank_id=rank(), world_size=RANKS, balance_mode=mode
+            )
+        assert "MoeUpdateExpert" in names
+        for token, row in enumerate(ids.tolist()):
+            for place, expert in enumerate(row):
+                own = copies[expert]
+                index = rank() // -(-RANKS // len(own)) if mode == 0 else token % len(own)
+                assert balanced[token, place].item() == own[index]
+    scales, threshold = torch.tensor([[0.6, 0.3], [0.5, 0.1], [0.9, 0.8]]), torch.tensor([0.1, 0.4])
+    active = torch.tensor([True, True, False])
+    _, kept = torch_npu.npu_moe_update_expert(
+        ids.npu(), table.npu(), expert_scales=scales.npu(), pruning_threshold=threshold.npu(),
+        active_mask=active.npu(), local_rank_id=0, world_size=RANKS,
+    )  # fmt: skip
+    assert kept.tolist() == [[True, False], [True, False], [False, False]]
+
+
+@check
 def refusals_of_dispatch() -> None:
     x, ids = floats(TOKENS, HIDDEN, of=0).npu(), choices(0).npu()
 

@@ -100,7 +100,10 @@ def quant_matmul_gelu(
     write(result, nn.gelu(scaled, approximate=GELU[approximate]))
 
 
-@op("QuantMatmulReduceSumWeightNz")
+@op(
+    "QuantMatmulReduceSumWeightNz",
+    unused={"dims": "is the batch: torch_npu means (0,), but passes a list that no longer exists, with any content"},
+)
 def quant_matmul_reduce_sum(
     x1: Matrix,
     x2: Matrix,
@@ -122,7 +125,6 @@ def quant_matmul_reduce_sum(
     check_family("npu_quant_matmul_reduce_sum", *SINCE_910B)
     refuse_given(y_scale=y_scale, x1_offset=x1_offset, x2_offset=x2_offset, y_offset=y_offset, bias=bias)
     only("group_size", group_size, -1, 0)
-    only("dims", tuple(dims), (0,))
     left, right = _sides(x1, x2, transpose_x1, transpose_x2)
     scaled = integer_product(left, right).float() * x1_scale.float().unsqueeze(-1) * x2_scale.float()
     write(result, scaled.sum(0, keepdim=keep_dims))
