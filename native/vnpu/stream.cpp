@@ -66,9 +66,21 @@ Status create_stream(void** out) {
 
 Status check(void* stream) { return find_stream(stream) != nullptr ? kOk : no_stream(); }
 
-Status synchronize(void* stream) {
+// What a capture records has not run: the host must not go on as if it had (with .item() or .cpu(), for instance).
+Status capturing() { return fail(kInvalidParameter, "the host cannot wait for a stream that is capturing a graph"); }
+
+Status synchronize(void* address) {
     observe("wait for a stream", 0);
-    return check(stream);
+    const Stream* stream = find_stream(address);
+    if (stream == nullptr) return no_stream();
+    return stream->graph != nullptr ? capturing() : kOk;
+}
+
+bool captures(int32_t device) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return std::any_of(streams.begin(), streams.end(), [device](const auto& entry) {
+        return entry.second->device == device && entry.second->graph != nullptr;
+    });
 }
 
 // A stream that waits for an event recorded under capture joins the capture.
@@ -135,7 +147,8 @@ GA_EXPORT Status aclrtSynchronizeStreamWithTimeout(void* stream, int32_t /*ms*/)
 
 GA_EXPORT Status aclrtSynchronizeDevice() {
     observe("wait for a device", 0);
-    return current_device() >= 0 ? kOk : fail(kNoContext, "no device is set");
+    if (current_device() < 0) return fail(kNoContext, "no device is set");
+    return captures(current_device()) ? capturing() : kOk;
 }
 
 GA_EXPORT Status aclrtSynchronizeDeviceWithTimeout(int32_t /*ms*/) { return aclrtSynchronizeDevice(); }
