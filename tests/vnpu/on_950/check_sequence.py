@@ -272,6 +272,13 @@ def test_mappings_before_a_layer(rows: tuple[int, ...], with_gamma: bool, dtype:
     near(device[0].grad, leaves[0].grad, 8)
     for actual, wanted in zip(device[1:], leaves[1:], strict=True):
         near(actual.grad, wanted.grad, 100)
+    given = [t.detach() for t in (*device[:3], *[g.npu() for g in grads], *outputs[3:], outputs[1])]
+    plain = {"gamma": device[4].detach() if with_gamma else None, "hc_eps": 1e-2}
+    with called() as names:
+        again = torch_npu.npu_mhc_pre_backward(*given, **plain, inner_precise=1)
+    assert "MhcPreBackwardV2" in names
+    for actual, tensor in zip(again, device, strict=False):
+        near(actual, tensor.grad.cpu())
 
 
 def test_mappings_before_a_layer_without_mixing() -> None:
