@@ -13,6 +13,8 @@ from tests.vnpu.support import called
 from tests.vnpu.test_elementwise import UNARY
 from torch import Tensor
 
+from gallium.vnpu.registry import Unsupported, operators
+
 UNARY_INPLACE = (
     "acos acosh asin asinh atan atanh ceil cos cosh erf erfc erfinv exp exp2 expm1 floor frac log log10 log1p log2 "
     "logical_not reciprocal relu rsqrt sigmoid sin sinc sinh sqrt tan tanh"
@@ -251,3 +253,56 @@ def test_what_cannot_be_cast_is_refused() -> None:
     whole = torch.ones(3, dtype=torch.int64, device="npu")
     with pytest.raises(RuntimeError, match="can't be cast"):
         whole.add_(0.5)
+
+
+# What torch_npu does not come to on the usual chip: the bodies are called here.
+
+
+def test_scatter_with_reductions() -> None:
+    x, src, index = torch.randn(4, 5), torch.randn(3, 5), torch.randint(0, 4, (3, 5))
+    for code, name in ((0, None), (1, "sum"), (2, "prod")):
+        got = x.clone()
+        operators()["InplaceScatter"].body(got, 0, index, src, code)
+        expected = x.scatter(0, index, src) if name is None else x.scatter_reduce(0, index, src, name)
+        torch.testing.assert_close(got, expected)
+        got = x.clone()
+        operators()["InplaceScatterValue"].body(got, 0, index, 2.0, code)
+        twos = torch.full_like(src, 2.0)
+        torch.testing.assert_close(
+            got, x.scatter(0, index, twos) if name is None else x.scatter_reduce(0, index, twos, name)
+        )
+    with pytest.raises(Unsupported, match="reduction"):
+        operators()["InplaceScatter"].body(x, 0, index, src, 3)
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+def test_scatter_reduce_by_code(include_self: bool) -> None:
+    x, src, index = torch.randn(4, 5), torch.randn(3, 5), torch.randint(0, 4, (3, 5))
+    for code, name in ((1, "sum"), (2, "prod"), (3, "amax"), (4, "amin"), (5, "mean")):
+        got = x.clone()
+        operators()["InplaceScatterReduce"].body(got, 0, index, src, code, include_self)
+        torch.testing.assert_close(got, x.scatter_reduce(0, index, src, name, include_self=include_self))
+    with pytest.raises(Unsupported, match="reduction"):
+        operators()["InplaceScatterReduce"].body(x, 0, index, src, 6, include_self)
+
+
+def test_fill_at_indices_on_the_host() -> None:
+    x = torch.randn(4, 5)
+    got = x.clone()
+    operators()["InplaceIndexFillTensor"].body(got, 1, (0, 3), 7.0)
+    torch.testing.assert_close(got, x.index_fill(1, torch.tensor([0, 3]), 7.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("DivMod", (torch.ones(2), torch.ones(2), 3, torch.ones(2))),
+        ("InplaceDivMods", (torch.ones(2), 2, 3)),
+        ("GeluV2", (torch.ones(2), 2, torch.ones(2))),
+        ("GeluBackwardV2", (torch.ones(2), torch.ones(2), "sine", torch.ones(2))),
+        ("ForeachRoundOffNumberV2", ((torch.ones(2),), 4, (torch.ones(2),))),
+    ],
+)
+def test_unknown_modes_are_refused(name: str, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(Unsupported, match=r"is not emulated .* supported"):
+        operators()[name].body(*arguments)

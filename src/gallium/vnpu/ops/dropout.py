@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gallium.vnpu.ops.random import generator, graph_generator
 from gallium.vnpu.registry import Illegal, op, refuse_given
-from gallium.vnpu.writing import write
+from gallium.vnpu.writing import into, write
 
 _PLACES = torch.arange(8, dtype=torch.uint8, device="cpu")
 _PROBABILITY_TYPE = "the type in which the NPU compares; the chosen bits differ from an NPU's anyway"
@@ -64,7 +64,8 @@ def gen_mask_graph(
 def drop(x: Tensor, mask: Tensor, scale: float, out: Tensor) -> None:
     """The elements that the mask keeps, scaled; zero for the others."""
     kept = unpack_bits(mask, x.numel()).view(x.shape)
-    write(out, torch.where(kept, x * scale, 0))
+    into(torch.mul, out, x, scale)
+    torch.where(kept, out, out.new_zeros(()), out=out)
 
 
 def scale_of(p: float) -> float:

@@ -9,22 +9,21 @@ from gallium.vnpu.checks import check_dims, check_dtype, check_not_empty
 from gallium.vnpu.ops._factories import Number
 from gallium.vnpu.registry import Illegal, Unsupported, op
 
-# Codes of op-plugin: ScatterKernelNpuOpApi, ScatterReduceKernelNpuOpApi.
-REDUCTIONS = {0: None, 1: "add", 2: "multiply"}
-SCATTER_REDUCTIONS = {1: "sum", 2: "prod", 3: "amax", 4: "amin", 5: "mean"}
+# Codes of op-plugin, ScatterKernelNpuOpApi and ScatterReduceKernelNpuOpApi; 0 overwrites.
+REDUCTIONS = {1: "sum", 2: "prod", 3: "amax", 4: "amin", 5: "mean"}
 CACHED = (torch.int8, torch.float16, torch.float32, torch.bfloat16, torch.int32)
 
 
 @op("InplaceScatter", "InplaceScatterValue")
 def scatter(self: Tensor, dim: int, index: Tensor, src: Tensor | Number, reduction: int) -> None:
-    """self = src at the indices along dim, or src combined with it; src may be a number."""
-    if reduction not in REDUCTIONS:
+    """self = src at the indices along dim, or with src added (1) or multiplied (2); src may be a number."""
+    if reduction not in (0, 1, 2):
         raise Unsupported("reduction", reduction, "0 none, 1 add, 2 multiply")
-    reduce = REDUCTIONS[reduction]
-    if reduce is None:
+    if reduction == 0:
         self.scatter_(dim, index, src)
-    else:
-        self.scatter_(dim, index, src, reduce=reduce)
+        return
+    terms = src if isinstance(src, Tensor) else torch.full(index.shape, src, dtype=self.dtype, device="cpu")
+    self.scatter_reduce_(dim, index, terms, REDUCTIONS[reduction])
 
 
 @op("InplaceScatterReduce")
@@ -32,8 +31,8 @@ def scatter_reduce(self: Tensor, dim: int, index: Tensor, src: Tensor, reduction
     """The elements of src that go to one place are reduced, with what was there or without."""
     if reduction == 0:
         self.scatter_(dim, index, src)
-    elif reduction in SCATTER_REDUCTIONS:
-        self.scatter_reduce_(dim, index, src, SCATTER_REDUCTIONS[reduction], include_self=include_self)
+    elif reduction in REDUCTIONS:
+        self.scatter_reduce_(dim, index, src, REDUCTIONS[reduction], include_self=include_self)
     else:
         raise Unsupported("reduction", reduction, "0 to 5")
 
@@ -60,7 +59,8 @@ def masked_scatter(self: Tensor, mask: Tensor, source: Tensor) -> None:
 @op("InplacePut")
 def put(self: Tensor, index: Tensor, source: Tensor, accumulate: bool) -> None:
     """Elements of the flattened self are those of source, or grow by them."""
-    self.put_(index, source, accumulate)
+    if index.numel() > 0:  # empty tensors arrive as one, which PyTorch takes for an overlap
+        self.put_(index, source, accumulate)
 
 
 @op("InplaceScatterUpdate")
