@@ -8,18 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gallium.vnpu.ops.matmul import product
+from gallium.vnpu.ops.matmul import CUBE_MATH, product
 from gallium.vnpu.registry import Illegal, Unsupported, op, refuse_given
 from gallium.vnpu.tensors import Blocked, dense
 from gallium.vnpu.writing import write
 
 Matrix = Tensor | Blocked
 
-_CUBE_MATH = {"cube_math_type": "chooses how precise the matrix unit may be, which is not emulated: results are exact"}
 _PAGE = "op-plugin docs, npu_transpose_batchmatmul"
 
 
-@op("TransposeBatchMatMul", "TransposeBatchMatMulWeightNz", cube=True, unused=_CUBE_MATH)
+@op("TransposeBatchMatMul", "TransposeBatchMatMulWeightNz", cube=True, unused=CUBE_MATH)
 def transpose_batch_matmul(
     input: Tensor,
     weight: Matrix,
@@ -77,7 +76,7 @@ _ALONE: dict[str, Callable[[Tensor], Tensor] | None] = {
 _WITH_X3: dict[str, Callable[..., Tensor]] = {"add": torch.add, "mul": torch.mul}
 
 
-@op("FusedMatmul", cube=True, unused=_CUBE_MATH)
+@op("FusedMatmul", cube=True, unused=CUBE_MATH)
 def fused_matmul(
     x: Tensor,
     x2: Matrix,

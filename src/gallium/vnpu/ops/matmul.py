@@ -15,7 +15,7 @@ from gallium.vnpu.writing import into, write
 Number = bool | int | float | complex
 Matrix = Tensor | Blocked
 
-_CUBE_MATH = {"cube_math_type": "chooses how precise the matrix unit may be, which is not emulated: results are exact"}
+CUBE_MATH = {"cube_math_type": "chooses how precise the matrix unit may be, which is not emulated: results are exact"}
 
 
 def product(out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -38,7 +38,7 @@ def _add_product(
     into(function, out, *terms, beta=beta, alpha=alpha)
 
 
-@op("Matmul", "Mm", "BatchMatMul", "Mv", "MatmulWeightNz", "BatchMatMulWeightNz", cube=True, unused=_CUBE_MATH)
+@op("Matmul", "Mm", "BatchMatMul", "Mv", "MatmulWeightNz", "BatchMatMulWeightNz", cube=True, unused=CUBE_MATH)
 def matmul(self: Matrix, mat2: Matrix, out: Tensor, cube_math_type: int) -> None:
     """The matrix product; batch dimensions broadcast."""
     product(out, dense(self), dense(mat2))
@@ -50,7 +50,7 @@ def dot(self: Tensor, tensor: Tensor, out: Tensor) -> None:
     into(torch.dot, out, self, tensor)
 
 
-@op("Addmm", "AddmmWeightNz", cube=True, unused=_CUBE_MATH)
+@op("Addmm", "AddmmWeightNz", cube=True, unused=CUBE_MATH)
 def addmm(
     self: Tensor, mat1: Matrix, mat2: Matrix, beta: Number, alpha: Number, out: Tensor, cube_math_type: int
 ) -> None:
@@ -58,7 +58,7 @@ def addmm(
     _add_product(torch.addmm, out, self, mat1, mat2, beta, alpha)
 
 
-@op("Baddbmm", cube=True, unused=_CUBE_MATH)
+@op("Baddbmm", cube=True, unused=CUBE_MATH)
 def baddbmm(
     self: Tensor, batch1: Matrix, batch2: Matrix, beta: Number, alpha: Number, out: Tensor, cube_math_type: int
 ) -> None:
@@ -66,7 +66,7 @@ def baddbmm(
     _add_product(torch.baddbmm, out, self, batch1, batch2, beta, alpha)
 
 
-@op("Addbmm", cube=True, unused=_CUBE_MATH)
+@op("Addbmm", cube=True, unused=CUBE_MATH)
 def addbmm(
     self: Tensor, batch1: Matrix, batch2: Matrix, beta: Number, alpha: Number, out: Tensor, cube_math_type: int
 ) -> None:
@@ -74,7 +74,7 @@ def addbmm(
     _add_product(torch.addbmm, out, self, batch1, batch2, beta, alpha)
 
 
-@op("Addmv", cube=True, unused=_CUBE_MATH)
+@op("Addmv", cube=True, unused=CUBE_MATH)
 def addmv(
     self: Tensor, mat: Matrix, vec: Tensor, alpha: Number, beta: Number, out: Tensor, cube_math_type: int
 ) -> None:
