@@ -107,7 +107,7 @@ def test_ranges_of_integers() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_rrelu_in_place(training: bool) -> None:
-    """In place only: otherwise torch_npu goes through the older interface, except on a 950 (chip_950.py)."""
+    """In place only: otherwise torch_npu goes through the older interface, except on a 950 (on_950/check_random.py)."""
     x, noise = torch.randn(1000), torch.zeros(1000).npu()
     with called() as names:
         got = torch.ops.aten.rrelu_with_noise_(x.npu(), noise, 0.1, 0.3, training).cpu()

@@ -129,8 +129,7 @@ def _register() -> None:
         register(f"Foreach{name}", _unary(name))
     for name in BINARY:
         register(f"Foreach{name}Scalar", _with_number(name))
-        if name in ("Add", "Div", "Maximum", "Minimum", "Mul", "Pow", "Sub"):
-            register(f"Foreach{name}ScalarV2", _with_number(name))
+        register(f"Foreach{name}ScalarV2", _with_number(name))
         register(f"Foreach{name}ScalarList", _with_list(name))
         if name not in WITH_ALPHA:
             register(f"Foreach{name}List", _with_list(name))

@@ -1,4 +1,4 @@
-"""What torch_npu calls on an Ascend 950 only; test_other_chips.py runs this file on one."""
+"""Random numbers and optimisers that torch_npu calls on the 950 family only."""
 
 from __future__ import annotations
 
