@@ -201,3 +201,36 @@ def test_packed_scales(mode: int) -> None:
     out = torch.empty(4, dtype=torch.int64)
     operators()["TransQuantParamV2"].body(scale, offset, out)
     assert mode == 1 or out.tolist() == words
+
+
+def test_block_quant() -> None:
+    x = torch.randn(3, 300).half()
+    x[1, :128] = 0
+    with called() as names:
+        y, scale = torch_npu.npu_dynamic_block_quant(x.npu(), dst_type=1)
+    assert "DynamicBlockQuantV2" in names
+    for j, part in enumerate(x.double().split(128, 1)):
+        step = part.abs().amax(1) / 127
+        near(scale[:, j], step, 1e-5)
+        values = (part / step.where(step > 0, 1.0).unsqueeze(1)).round()
+        off_by_one(y[:, j * 128 : j * 128 + part.shape[1]], values)
+    out, steps = torch.empty(3, 300, dtype=torch.int8), torch.empty(3, 3)
+    operators()["DynamicBlockQuant"].body(x, 0.0, "rint", 2, 1, 128, out, steps)
+    assert torch.equal(out, y.cpu())
+    for words, arguments in (("row_block_size", {"row_block_size": 128}), ("min_scale", {"min_scale": -1.0})):
+        with pytest.raises(RuntimeError, match=words):
+            torch_npu.npu_dynamic_block_quant(x.npu(), dst_type=1, **arguments)
+
+
+@pytest.mark.parametrize("target", [torch.int8, torch.quint4x2])
+def test_rotate_quant(target: Any) -> None:
+    x, rotation = torch.randn(3, 128).bfloat16(), torch.randn(32, 32).bfloat16() / 6
+    with called() as names:
+        y, scale = torch_npu.npu_rotate_quant(x.npu(), rotation.npu(), dst_dtype=target)
+    assert "RotateQuant" in names
+    turned = (x.float().view(3, 4, 32) @ rotation.float()).view(3, 128).bfloat16().double()
+    step = turned.abs().amax(1) / (127 if target == torch.int8 else 7)
+    near(scale, step, 1e-4)
+    off_by_one(y if target == torch.int8 else unpacked(y.cpu()), (turned / step.unsqueeze(1)).round())
+    with pytest.raises(RuntimeError, match="last dimension"):
+        torch_npu.npu_rotate_quant(x[:, :64].npu(), rotation.npu(), dst_dtype=target)
