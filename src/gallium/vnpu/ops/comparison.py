@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gallium.vnpu.ops._factories import Number, binary, binary_inplace, register_all
+from gallium.vnpu.ops._factories import Number, binary, binary_inplace, register_all, zero_dim
 from gallium.vnpu.registry import op, register
-from gallium.vnpu.writing import into
+from gallium.vnpu.writing import write
 
 COMPARISONS = {"Eq": torch.eq, "Ne": torch.ne, "Lt": torch.lt, "Le": torch.le, "Gt": torch.gt, "Ge": torch.ge}
 
@@ -23,9 +23,13 @@ register_all({"LogicalAnd": torch.logical_and, "LogicalOr": torch.logical_or}, b
 register("LogicalXor", binary(torch.logical_xor))
 
 
-@op("IsInTensorScalar", "IsInScalarTensor")
-def is_in(
-    elements: Tensor | Number, test_elements: Tensor | Number, assume_unique: bool, invert: bool, out: Tensor
-) -> None:
-    """Whether each element is (inverted: is not) among the test elements; one of the two is a number."""
-    into(torch.isin, out, elements, test_elements, assume_unique=assume_unique, invert=invert)
+@op("IsInTensorScalar")
+def is_in(elements: Tensor, number: Number, assume_unique: bool, invert: bool, out: Tensor) -> None:
+    """Whether each element is (inverted: is not) the number."""
+    write(out, torch.isin(elements, zero_dim(number), assume_unique=assume_unique, invert=invert))
+
+
+@op("IsInScalarTensor")
+def number_is_in(number: Number, test_elements: Tensor, assume_unique: bool, invert: bool, out: Tensor) -> None:
+    """Whether the number is (inverted: is not) among the elements."""
+    write(out, torch.isin(zero_dim(number), test_elements, assume_unique=assume_unique, invert=invert))
