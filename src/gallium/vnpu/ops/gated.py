@@ -21,10 +21,10 @@ def swiglu(x: Tensor, dim: int, out: Tensor) -> None:
     check_dtype("x", x, FLOATS)
     check_not_empty("x", x)  # docs of op-plugin: torch_npu.npu_swiglu
     gate, up = halves(x, dim)
-    if x.dtype == torch.float32 and out.dtype == torch.float32:
-        torch.ops.aten.silu.out(gate, out=out).mul_(up)
+    if x.dtype == torch.float32:
+        torch.mul(nn.silu(gate), up, out=out)
     else:
-        torch.mul(nn.silu(gate.float(), inplace=True), up, out=out)
+        out.copy_(nn.silu(gate.float(), inplace=True).mul_(up))  # kernels of mixed types are slower
 
 
 @op("SwiGluGrad")
@@ -123,10 +123,10 @@ def gelu_mul(x: Tensor, approximate: str, out: Tensor) -> None:
 
 def halves(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """The two halves along dim. Raises Illegal if it is odd."""
-    half, odd = divmod(x.shape[dim], 2)
-    if odd:
+    if x.shape[dim] % 2:
         raise Illegal(f"dimension {dim}", x.shape[dim], "even")
-    return x.narrow(dim, 0, half), x.narrow(dim, half, half)
+    left, right = x.chunk(2, dim)
+    return left, right
 
 
 def in_order(x: Tensor, dim: int, activate_left: bool) -> tuple[Tensor, Tensor]:

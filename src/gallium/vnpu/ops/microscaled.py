@@ -9,7 +9,7 @@ from torch import Tensor
 from gallium.vnpu.checks import HALVES, check_dtype, check_family, check_same_dtype, check_shape
 from gallium.vnpu.microscaling import MxOutput, quantise_mx
 from gallium.vnpu.ops.gated import halves, in_order
-from gallium.vnpu.ops.rms_norm import check_gamma, reciprocal_rms
+from gallium.vnpu.ops.rms_norm import reciprocal_rms
 from gallium.vnpu.refusals import only, refuse_given
 from gallium.vnpu.registry import op
 
@@ -160,9 +160,6 @@ def _swiglu(x: Tensor, dim: int, activate_left: bool) -> Tensor:
 
 
 def _normalised(x: Tensor, gamma: Tensor, beta: Tensor | None, epsilon: float, rstd: Tensor | None) -> Tensor:
-    check_gamma(x, gamma)
     check_shape("beta", beta, gamma.shape)
-    if rstd is None:
-        rstd = torch.empty(*x.shape[: x.dim() - gamma.dim()], *(1 for _ in gamma.shape))
     normal = torch.mul(x, reciprocal_rms(x, gamma, epsilon, rstd)).mul_(gamma)
     return normal if beta is None else normal.add_(beta)

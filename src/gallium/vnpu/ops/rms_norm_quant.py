@@ -187,9 +187,6 @@ def _added_and_normalised(
 
 
 def _normalised(x: Tensor, gamma: Tensor, beta: Tensor | None, epsilon: float, rstd: Tensor | None = None) -> Tensor:
-    check_gamma(x, gamma)
-    if rstd is None:
-        rstd = torch.empty(*x.shape[: x.dim() - gamma.dim()], *(1 for _ in gamma.shape))
     normal = torch.mul(x, reciprocal_rms(x, gamma, epsilon, rstd)).mul_(gamma)
     return normal if beta is None else normal.add_(beta)
 
