@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 
 #include "error.h"
 #include "memory.h"
@@ -13,6 +14,7 @@ namespace ga::vnpu {
 namespace {
 
 thread_local int32_t device_of_thread = -1;
+std::atomic<int32_t> default_device{-1};
 std::array<bool, kMaxDevices> active{};
 std::array<char, kMaxDevices> contexts{};  // a context is an address, one per device
 
@@ -40,7 +42,11 @@ Machine& machine() {
     return one;
 }
 
-int32_t current_device() { return device_of_thread; }
+int32_t current_device() { return device_of_thread >= 0 ? device_of_thread : default_device.load(); }
+
+void set_default_device(int32_t device) {
+    if (exists(device)) default_device = device;
+}
 
 }  // namespace ga::vnpu
 
@@ -75,14 +81,14 @@ GA_EXPORT Status aclrtResetDevice(int32_t device) {
 }
 
 GA_EXPORT Status aclrtGetDevice(int32_t* device) {
-    if (device_of_thread < 0) return fail(kNoContext, "no device is set in this thread");
-    *device = device_of_thread;
+    if (current_device() < 0) return fail(kNoContext, "no device is set in this thread");
+    *device = current_device();
     return kOk;
 }
 
 GA_EXPORT Status aclrtGetCurrentContext(void** context) {
-    if (device_of_thread < 0) return fail(kNoContext, "no device is set in this thread");
-    *context = &contexts[static_cast<size_t>(device_of_thread)];
+    if (current_device() < 0) return fail(kNoContext, "no device is set in this thread");
+    *context = &contexts[static_cast<size_t>(current_device())];
     return kOk;
 }
 

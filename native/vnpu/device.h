@@ -20,6 +20,9 @@ struct Machine {
 };
 Machine& machine();
 
-int32_t current_device();  // of this thread; -1 before one was set
+int32_t current_device();  // of this thread; the default one, or -1, before one was set
+
+// The device of threads that never set one: what a program gives to aclInit. Ignored if it does not exist.
+void set_default_device(int32_t device);
 
 }  // namespace ga::vnpu

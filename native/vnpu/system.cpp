@@ -3,8 +3,11 @@
 #include <string.h>
 #include <time.h>
 
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <mutex>
+#include <regex>
 #include <string>
 
 #include "device.h"
@@ -28,7 +31,16 @@ std::string compile_option(int32_t option) {
 
 using namespace ga::vnpu;
 
-GA_EXPORT Status aclInit(const char* /*config*/) { return kOk; }
+// The configuration is a JSON file. Of its contents, only the default device means something here: torch_npu gives 0.
+GA_EXPORT Status aclInit(const char* config) {
+    std::ifstream file(config != nullptr ? config : "");
+    const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+    std::smatch found;
+    if (std::regex_search(text, found, std::regex("\"default_device\"\\s*:\\s*\"(\\d{1,2})\""))) {
+        set_default_device(std::stoi(found[1]));
+    }
+    return kOk;
+}
 GA_EXPORT Status aclFinalize() { return kOk; }
 GA_EXPORT void aclAppLog(int32_t, const char*, const char*, uint32_t, const char*, ...) {}
 
