@@ -529,6 +529,7 @@ def test_int8_throughout(rounded: bool, encoded: bool) -> None:
 
 
 def test_int8_latent_attention() -> None:
+    """The scales hold for the rotated parts too, as MlaProlog writes them."""
     x = [torch.randint(-9, 9, (2, n, 3, 512), dtype=torch.int8) for n in (4, 1, 1)]
     ropes = [torch.randn(2, n, 3, 64).bfloat16() for n in (4, 1)]
     per_row, k, v = torch.rand(2, 4, 3) / 9, torch.tensor([0.02]), torch.tensor([0.03])
@@ -543,8 +544,8 @@ def test_int8_latent_attention() -> None:
         sparse_mode=3,
         atten_mask=triangle(),
     )
-    query = torch.cat((x[0].double() * per_row.double()[..., None], ropes[0].double()), -1)
-    key = torch.cat((x[1].double() * k.double(), ropes[1].double()), -1)
+    query = torch.cat((x[0].double(), ropes[0].double()), -1) * per_row.double()[..., None]
+    key = torch.cat((x[1].double(), ropes[1].double()), -1) * k.double()
     close(out, attention(query, key, x[1].double() * v.double(), 0.2, seen_by(3, 3, 3)).out, torch.bfloat16)
 
 

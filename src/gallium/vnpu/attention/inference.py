@@ -142,14 +142,15 @@ class Inference:
 
     @cached_property
     def query_view(self) -> Tensor:
-        """[B, N, S, D], or [1, N, T, D] of a packed batch; the rotated part is joined."""
+        """[B, N, S, D], or [1, N, T, D] of a packed batch; the rotated part is joined.
+
+        Scales of int8 queries and keys hold for their rotated parts too: MlaProlog writes query_rope divided by them.
+        """
         query = layouts.view("query", self.query, self.layouts[0], self.num_heads)
-        if self.dequant_scale_query is not None:
-            query = query.to(torch.float32) * self._query_scale(query)
         if self.query_rope is not None:
             rope = layouts.view("query_rope", self.query_rope, self.layouts[0], self.num_heads)
-            query = torch.cat((query, rope.to(query.dtype)), -1)
-        return query
+            query = _joined(query, rope)
+        return query if self.dequant_scale_query is None else query * self._query_scale(query)
 
     @property
     def single(self) -> bool:
@@ -291,6 +292,8 @@ class Inference:
             size = paged.block_size(self.key)
             blocks = paged.blocks_of(self.block_table, span.number, len(span.keys), size, self.key.shape[0])
         key, value = self._stored(self.key, span, blocks), self._stored(self.value, span, blocks)
+        if self.key_rope is not None:
+            key = _joined(key, self._stored(self.key_rope, span, blocks))
         scales = self._scales()
         prefix = self._prefix()
         if scales is not None:
@@ -302,9 +305,6 @@ class Inference:
                     raise Unsupported("key_shared_prefix", "given", "scales per channel or tensor, or no scales")
                 every = slice(0, 1)
                 prefix = tuple(s.apply(x, every, tokens, None) for s, x in zip(scales, prefix, strict=True))
-        if self.key_rope is not None:
-            rope = self._stored(self.key_rope, span, blocks)
-            key = torch.cat((key, rope.to(key.dtype)), -1)
         if prefix is not None:
             key, value = (
                 torch.cat((p.expand(x.shape[0], -1, -1, -1), x), 2) for p, x in zip(prefix, (key, value), strict=True)
@@ -370,6 +370,13 @@ class Inference:
             one = self.query_view.shape[2] == 1
             seen = replace(seen, hidden=full_mask(mask, count, span.batch, queries, keys, one))
         return seen
+
+
+def _joined(part: Tensor, rope: Tensor) -> Tensor:
+    """Heads and their rotated part; in float32 if the heads are int8."""
+    if part.dtype != rope.dtype:
+        part, rope = part.to(torch.float32), rope.to(torch.float32)
+    return torch.cat((part, rope), -1)
 
 
 def _only(tensors: tuple[Tensor, ...] | Tensor, name: str) -> Tensor:
