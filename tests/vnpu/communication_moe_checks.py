@@ -10,6 +10,8 @@ import torch_npu
 from tests.vnpu.communication_ranks import RANKS, check, close, floats, hcom, rank, refused
 from tests.vnpu.support import called
 
+from gallium.vnpu.registry import operators
+
 HIDDEN, EXPERTS, TOP_K, TOKENS = 1024, 4, 2, 5
 
 
@@ -112,6 +114,39 @@ def first_version_of_dispatch() -> None:
     flat = ids.flatten().tolist()
     assert index.tolist() == [flat[:i].count(expert) for i, expert in enumerate(flat)]
     close(result, x.double() * TOP_K)
+
+
+@check
+def older_forms() -> None:
+    """Called directly: this torch_npu calls the newest of them that it finds."""
+    x, ids, weights = floats(TOKENS, HIDDEN, of=rank()), choices(rank()), torch.rand(TOKENS, TOP_K)
+    tail = (hcom(), RANKS, rank(), EXPERTS, "", 0, 0, 0, 1, 0)
+    for version, reserved, special in (("V2", (), ()), ("V3", (None,), (0, 0, 0))):
+        rows, scales = torch.zeros(TOKENS * RANKS * 2, HIDDEN, dtype=x.dtype), torch.zeros(0)
+        numbers, counts = torch.zeros(2, dtype=torch.int64), torch.zeros(2 * RANKS, dtype=torch.int32)
+        assist = torch.ones(len(rows) * 128, dtype=torch.int32)
+        operators()[f"MoeDistributeDispatch{version}"].body(
+            x, ids, None, None, None, *reserved, *tail, 0, 0, 1, "", *special, rows, scales, assist, numbers, counts,
+            None, None,
+        )  # fmt: skip
+        assert int(numbers.sum()) == int(counts[-1])
+        special_data = (*reserved, None, None, None, None) if special else ()
+        out = torch.empty(TOKENS, HIDDEN, dtype=x.dtype)
+        operators()[f"MoeDistributeCombine{version}"].body(
+            rows, ids, assist, counts, weights, None, None, None, None, None, None, None, *special_data, *tail, 0, 0,
+            0, 0, "", *special, out,
+        )  # fmt: skip
+        close(out, x.double() * weights.sum(1, keepdim=True))
+    y, rstd, total = (torch.empty(TOKENS, 1, width, dtype=torch.float32) for width in (HIDDEN, 1, HIDDEN))
+    residual, gamma = floats(TOKENS, 1, HIDDEN, of=84), floats(HIDDEN, of=85)
+    operators()["MoeDistributeCombineAddRmsNorm"].body(
+        rows, ids, assist, counts, weights, residual, gamma, None, None, None, None, None, None, None, *tail, 0, 0, 0,
+        0, "", 1e-6, y, rstd, total,
+    )  # fmt: skip
+    wide = (x.double() * weights.sum(1, keepdim=True)).unsqueeze(1) + residual.double()
+    torch.testing.assert_close(total.double(), wide, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(y, total * rstd * gamma.float())
+    operators()["DistributeBarrier"].body(x, hcom(), RANKS)
 
 
 @check

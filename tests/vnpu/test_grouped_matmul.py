@@ -258,15 +258,33 @@ def test_finalize_routing(list_type: int, blocked_weights: Any) -> None:
     near(out, expected, 1e-4)
 
 
+def test_finalize_routing_of_four_bits() -> None:
+    x, w = int8(ROWS, 512), int4(GROUPS, 512, COLUMNS)
+    scale, shift = torch.rand(GROUPS, 2, COLUMNS) * 1e-2, torch.randn(GROUPS, 2, COLUMNS) * 1e-2
+    rows, logit, index = torch.rand(ROWS), torch.rand(ROWS), torch.tensor([0, 3, 1, 0, 2, 3, 1])
+    wide = w.double() * scale.double().repeat_interleave(256, 1)
+    words = (scale.view(torch.int32).long() & 0xFFFFFFFF).npu()
+    with called() as names:
+        y = torch_npu.npu_grouped_matmul_finalize_routing(
+            x.npu(), packed(w).npu(), LISTS[1].npu(), scale=words, bias=(8 * wide.sum(1)).float().npu(),
+            offset=shift.npu(), pertoken_scale=rows.npu(), logit=logit.npu(), row_index=index.npu(), output_bs=4,
+        )  # fmt: skip
+    assert "GroupedMatmulFinalizeRoutingV3" in names
+    shifted = wide + shift.double().repeat_interleave(256, 1)
+    product = by_group(x, shifted) * (rows * logit).double().unsqueeze(1)
+    near(y, torch.zeros(4, COLUMNS, dtype=torch.float64).index_add_(0, index, product), 1e-3)
+
+
+@pytest.mark.parametrize("blocked", [False, True])
 @pytest.mark.parametrize("mode", ["pertoken", "pertensor"])
-def test_grouped_dequant(mode: str) -> None:
+def test_grouped_dequant(mode: str, blocked: bool, blocked_weights: Any) -> None:
     x, w, scale = torch.randn(ROWS, DEPTH).half(), int8(GROUPS, COLUMNS, DEPTH), torch.rand(GROUPS, COLUMNS)
     given = {} if mode == "pertoken" else {"x_scale": torch.tensor([0.02]).npu()}
     with called() as names:
         y = torch_npu.npu_quant_grouped_matmul_dequant(
-            x.npu(), w.npu(), scale.npu(), LISTS[0].npu(), quant_mode=mode, **given
+            x.npu(), blocked_weights(w) if blocked else w.npu(), scale.npu(), LISTS[0].npu(), quant_mode=mode, **given
         )
-    assert "QuantGroupedMatmulDequant" in names
+    assert f"QuantGroupedMatmulDequant{'WeightNZ' if blocked else ''}" in names
     step = x.double().abs().amax(1, keepdim=True) / 127 if mode == "pertoken" else torch.tensor([[0.02]]).double()
     values = (x.double() / step).round().clamp(-128, 127)
     expected = by_group(values, w.transpose(1, 2), scale) * step

@@ -281,7 +281,8 @@ def _dequantised_rows(
         start = end
         part = _group_product(left[rows], right[group], scale[group], bias, group)
         if offset is not None:
-            inner = left[rows].float().view(len(part), offset.shape[1], -1).sum(-1)
+            groups = offset.shape[1]
+            inner = left[rows].float().view(len(part), groups, left.shape[1] // groups).sum(-1)
             part += inner @ offset[group].float()
         result[rows] = part
     return result if pertoken_scale is None else result * pertoken_scale.float().reshape(-1, 1)

@@ -68,31 +68,6 @@ def quant_matmul_all_reduce_v3(
     _reduce_integers(x1, x2, bias, x3, dequant_scale, pertoken_scale, hcom, reduce_op, comm_turn, result)
 
 
-@op("QuantMatmulAllReduceV4", unused=UNUSED)
-def quant_matmul_all_reduce_v4(
-    x1: Matrix,
-    x2: Matrix,
-    bias: Tensor | None,
-    x3: Tensor | None,
-    pertoken_scale: Tensor | None,
-    dequant_scale: Tensor,
-    comm_quant_scale_1: Tensor | None,
-    comm_quant_scale_2: Tensor | None,
-    hcom: str,
-    reduce_op: str,
-    comm_turn: int,
-    stream_mode: int,
-    group_size: int,
-    comm_quant_mode: int,
-    result: Tensor,
-) -> None:
-    """QuantMatmulAllReduceV3 with the two scales in another order."""
-    refuse_given(comm_quant_scale_1=comm_quant_scale_1, comm_quant_scale_2=comm_quant_scale_2)
-    only("group_sizes", group_size, 0)
-    only("comm_quant_mode", comm_quant_mode, 0)
-    _reduce_integers(x1, x2, bias, x3, dequant_scale, pertoken_scale, hcom, reduce_op, comm_turn, result)
-
-
 @op("QuantMatmulAllReduceV5", unused=UNUSED)
 def quant_matmul_all_reduce_v5(
     x1: Matrix,
@@ -112,7 +87,7 @@ def quant_matmul_all_reduce_v5(
     comm_quant_mode: int,
     result: Tensor,
 ) -> None:
-    """QuantMatmulAllReduceV4 with a choice of the engine that communicates."""
+    """QuantMatmulAllReduceV3 with the scales the other way round, and a choice of the engine that communicates."""
     check_choice("comm_mode", comm_mode, ENGINES)
     refuse_given(comm_quant_scale_1=comm_quant_scale_1, comm_quant_scale_2=comm_quant_scale_2)
     only("group_sizes", group_size, 0)

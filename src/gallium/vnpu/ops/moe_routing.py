@@ -263,7 +263,7 @@ def _place_quantised(
         refuse_given(scale=scale, drop_pad_mode=placement.dropping or None)
         if not isinstance(expanded_x, Tensor) or expanded_scale is None:
             raise Illegal("expanded_scale", None, "given, and expanded_x of an 8-bit float")
-        scales = expanded_scale[: len(rows)].unflatten(-1, (-1, 2))
+        scales = expanded_scale[: len(rows)].view(len(rows), -1, 2)
         quantise_mx(expanded_x[: len(rows)], scales, rows.float(), -1, FLOOR)
         return
     wide = rows.float()
