@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -48,9 +47,6 @@ OTHER_TYPES = {
 MAX_DIMS = 8
 NZ_FORMATS = (29, 50, 51, 52, 53, 54)
 HOST, UNKNOWN_MEMORY = -1, -2
-
-# All tensors are views of one fake storage per dtype that spans the address space: nothing is owned and nothing copied.
-_BASE, _SPAN = 4096, 1 << 47
 
 
 @dataclass(frozen=True)
@@ -170,16 +166,11 @@ def _view(
         raise Illegal("a tensor's extent", f"{(last + 1) * size} bytes", f"inside its allocation of {room} bytes")
     if address % size:
         raise Illegal("a tensor's address", hex(address), f"a multiple of {size} bytes")
+    # A storage of exactly these bytes, which torch can neither leave nor resize. It owns nothing and copies nothing.
+    # This is the only use of a private function of torch; tests/vnpu/test_tensors.py holds it.
     with torch.inference_mode(False), torch._C.DisableTorchFunction():
-        view: Tensor = _base(dtype).as_strided(dims, strides, (address - _BASE) // size + offset)
-        return view
-
-
-@cache
-def _base(dtype: torch.dtype) -> Tensor:
-    # The only use of a private function of torch; tests/vnpu/test_tensors.py holds it.
-    storage: Any = torch._C._construct_storage_from_data_pointer(_BASE, torch.device("cpu"), _SPAN)
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, (_SPAN // dtype.itemsize,), (1,))
+        storage: Any = torch._C._construct_storage_from_data_pointer(address, torch.device("cpu"), (last + 1) * size)
+        return torch.empty(0, dtype=dtype, device="cpu").set_(storage, offset, dims, strides)
 
 
 def _contiguous(dims: tuple[int, ...]) -> tuple[int, ...]:
