@@ -152,6 +152,25 @@ def test_eight_bits_by_four() -> None:
     near(y[0], by_group(x, wide) * rows.double().unsqueeze(1))
 
 
+def test_eight_bits_by_four_in_blocks(blocked_weights: Any) -> None:
+    x, w = int8(ROWS, 512), int4(GROUPS, 512, 64)
+    scale = torch.rand(GROUPS, 2, 64)
+    wide = w.double() * scale.double().repeat_interleave(256, 1)
+    words = (scale.view(torch.int32).long() & 0xFFFFFFFF).npu()
+    weight = torch_npu.npu_quantize(
+        blocked_weights(w.float()), torch.tensor([1.0]).npu(), None, torch.quint4x2, -1, False
+    )
+    assert torch_npu.get_npu_format(weight) == 29
+    with called() as names:
+        y = torch_npu.npu_grouped_matmul(
+            [x.npu()], [weight], bias=[(8 * wide.sum(1)).float().npu()], scale=[words],
+            per_token_scale=[torch.ones(ROWS).npu()], group_list=LISTS[1].npu(), group_list_type=1, split_item=3,
+            group_type=0, output_dtype=BF16,
+        )  # fmt: skip
+    assert "GroupedMatmulWeightNz" in names
+    near(y[0], by_group(x, wide))
+
+
 def test_host_list_and_v4() -> None:
     x, w = torch.randn(ROWS, DEPTH), torch.randn(GROUPS, DEPTH, COLUMNS)
     expected = by_group(x, w)

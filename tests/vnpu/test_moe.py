@@ -126,6 +126,22 @@ def test_older_forms_of_init_routing() -> None:
     assert sums.tolist() == torch.bincount(ids.flatten(), minlength=6).cumsum(0).tolist()
 
 
+@pytest.mark.parametrize("limits", [[0, 8], [2, 6]])
+def test_init_routing_to_int4(limits: list[int]) -> None:
+    x, ids = torch.randn(6, 16).to(BF16), torch.stack([torch.randperm(8)[:3] for _ in range(6)]).int()
+    smooth = torch.rand(1, 16) + 0.5
+    rows, _, _, scales = torch_npu.npu_moe_init_routing_v2(
+        x.npu(), ids.npu(), scale=smooth.npu(), expert_num=8, quant_mode=13, active_expert_range=limits
+    )
+    for row, (_, choice) in enumerate(routed(ids, *limits)):
+        wide = x[choice // 3].float() * smooth[0]
+        step = wide.abs().max() / 7
+        torch.testing.assert_close(scales[row].cpu(), step)
+        packed = rows[row].cpu().int()
+        values = torch.stack((packed & 15, packed >> 4), 1).flatten()
+        assert ((values + 8) % 16 - 8 - wide / step).abs().max() <= 0.5001
+
+
 def test_init_routing_refuses() -> None:
     x, ids = torch.randn(3, 4).npu(), torch.zeros(3, 1, dtype=torch.int32).npu()
     for words, arguments in (

@@ -87,6 +87,9 @@ def write_quantised(out: Quantised | object, values: Tensor) -> None:
     if isinstance(out, Packed4):
         _write_packed(out, values)
         return
+    if isinstance(out, Blocked):
+        _write_blocks(out, values)
+        return
     if not isinstance(out, Tensor):
         raise Unsupported("the output's type", getattr(out, "type_name", type(out).__name__), "int8, int4, fp8")
     if out.dtype == torch.int32:
@@ -99,6 +102,18 @@ def write_quantised(out: Quantised | object, values: Tensor) -> None:
         write(out, values.round().clamp(*INTEGERS[out.dtype]))
     else:
         largest(out)
+
+
+def _write_blocks(out: Blocked, values: Tensor) -> None:
+    """4-bit integers, eight to an int32, as a blocked matrix."""
+    if out.dtype != torch.int32:
+        raise Unsupported("the type of a blocked output", out.dtype, "int32, of eight 4-bit integers")
+    words = packed_int4(values.round().clamp(*INT4_RANGE)).contiguous().view(torch.int32)
+    if words.shape != out.shape:
+        raise Illegal("the output's shape", list(out.shape), str(list(words.shape)))
+    *batch, n1, m1, m0, n0 = out.storage.shape
+    padded = torch.nn.functional.pad(words, (0, n1 * n0 - words.shape[-1], 0, m1 * m0 - words.shape[-2]))
+    out.storage.copy_(padded.view(*batch, m1, m0, n1, n0).movedim(-2, -4))
 
 
 def _write_packed(out: Packed4, values: Tensor) -> None:

@@ -16,12 +16,13 @@ from gallium.vnpu.checks import (
 )
 from gallium.vnpu.microscaling import FLOOR, quantise_mx
 from gallium.vnpu.ops._moe_placement import COUNT, CUMSUM, Placement, expert_counts
-from gallium.vnpu.quantisation import Quantised, symmetric, write_quantised
+from gallium.vnpu.quantisation import INT4_RANGE, Quantised, packed_int4, symmetric, write_quantised
 from gallium.vnpu.refusals import Illegal, Unsupported, refuse_given
 from gallium.vnpu.registry import op
+from gallium.vnpu.tensors import Packed4
 from gallium.vnpu.writing import write
 
-NO_QUANT, STATIC, DYNAMIC, MICROSCALING = -1, 0, 1, (2, 3)
+NO_QUANT, STATIC, DYNAMIC, MICROSCALING, DYNAMIC_INT4 = -1, 0, 1, (2, 3), 13
 MOST_EXPERTS_TO_COUNT = 2048
 
 
@@ -134,8 +135,8 @@ def moe_init_routing_v3(
     check_dims("x", x, 2, 2)
     check_shape("expert_idx", expert_idx, (x.shape[0], expert_idx.shape[-1]))
     check_choice("row_idx_type", row_idx_type, (0, 1))
-    if quant_mode not in (NO_QUANT, STATIC, DYNAMIC, *MICROSCALING):
-        raise Unsupported("quant_mode", quant_mode, "-1, 0, 1, 2, 3")
+    if quant_mode not in (NO_QUANT, STATIC, DYNAMIC, *MICROSCALING, DYNAMIC_INT4):
+        raise Unsupported("quant_mode", quant_mode, "-1, 0, 1, 2, 3, 13")
     placement = Placement(
         expert_idx, _range(active_expert_range, expert_num), drop_pad_mode, expert_capacity, active_num
     )
@@ -269,10 +270,23 @@ def _place_quantised(
     wide = rows.float()
     if scale is not None:
         wide = wide * (scale if scale.shape[0] == 1 else scale[placement.experts - placement.first])
+    if quant_mode == DYNAMIC_INT4:
+        _place_int4(wide, expanded_x, expanded_scale)
+        return
     quantised, measured = symmetric(wide, 127)
     placement.place_rows(quantised, expanded_x, write_quantised)
     if expanded_scale is not None:
         placement.place_rows(measured.squeeze(-1), expanded_scale, write)
+
+
+def _place_int4(rows: Tensor, expanded_x: Quantised, expanded_scale: Tensor | None) -> None:
+    """Two values to a byte, one row after the other from the start of the output."""
+    if not isinstance(expanded_x, Packed4) or expanded_scale is None:
+        raise Illegal("expanded_x", expanded_x, "of int4 where quant_mode is 13")
+    quantised, measured = symmetric(rows, INT4_RANGE[1])
+    pairs = packed_int4(quantised.round()).reshape(-1)
+    expanded_x.storage[: len(pairs)].copy_(pairs)
+    write(expanded_scale[: len(rows)], measured.squeeze(-1))
 
 
 def _write_counts(

@@ -19,6 +19,7 @@ from gallium.vnpu.quantisation import (
 )
 from gallium.vnpu.refusals import Illegal, only
 from gallium.vnpu.registry import op
+from gallium.vnpu.tensors import Blocked, dense
 from gallium.vnpu.writing import write
 
 REDUCED = {"pertoken": (-1,), "perchannel": (-2,), "pertensor": None}  # dimensions that one scale covers
@@ -81,7 +82,7 @@ def dynamic_quant_with_limit(
 
 @op("AscendQuant", unused={"y_dtype": PRODUCES})
 def ascend_quant(
-    self: Tensor,
+    self: Tensor | Blocked,
     scales: Tensor,
     zero_points: Tensor | None,
     sqrt_mode: bool,
@@ -95,7 +96,7 @@ def ascend_quant(
 
 @op("AscendQuantV3", unused={"y_dtype": PRODUCES})
 def ascend_quant_along(
-    self: Tensor,
+    self: Tensor | Blocked,
     scales: Tensor,
     zero_points: Tensor | None,
     sqrt_mode: bool,
@@ -288,7 +289,7 @@ def _by_group(vectors: Tensor, ends: list[int]) -> Tensor:
 
 
 def _scaled(
-    x: Tensor,
+    blocked_or_not: Tensor | Blocked,
     scales: Tensor,
     zero_points: Tensor | None,
     sqrt_mode: bool,
@@ -297,6 +298,7 @@ def _scaled(
     y: Quantised,
 ) -> None:
     check_choice("round_mode", round_mode, ROUNDING, "round, floor, ceil or trunc")
+    x = dense(blocked_or_not)
     factor = _along(scales, x, axis)
     scaled = x.float() * (factor**2 if sqrt_mode else factor)
     if zero_points is not None:
