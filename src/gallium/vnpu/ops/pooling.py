@@ -101,8 +101,9 @@ def avg_pool3d(
 
 
 def _adaptive_avg_pool(function: Any) -> Any:
+    # Not by out=: aten would give the output the memory format of x.
     def adaptive_avg_pool(x: Tensor, output_size: Ints, out: Tensor) -> None:
-        into(function, out, x, output_size)
+        write(out, function(x, output_size))
 
     return adaptive_avg_pool
 
@@ -114,13 +115,14 @@ register("AdaptiveAvgPool3d", _adaptive_avg_pool(aten.adaptive_avg_pool3d))
 @op("MaxUnpool2d")
 def max_unpool2d(x: Tensor, indices: Tensor, output_size: Ints, out: Tensor) -> None:
     """torch.nn.functional.max_unpool2d."""
-    into(aten.max_unpool2d, out, x, indices.long(), output_size)
+    # Not by out=: aten would give the output the memory format of x.
+    write(out, aten.max_unpool2d(x, indices.long(), output_size))
 
 
 @op("MaxUnpool3d")
 def max_unpool3d(x: Tensor, indices: Tensor, output_size: Ints, stride: Ints, padding: Ints, out: Tensor) -> None:
     """torch.nn.functional.max_unpool3d."""
-    into(aten.max_unpool3d, out, x, indices.long(), output_size, stride, padding)
+    write(out, aten.max_unpool3d(x, indices.long(), output_size, stride, padding))
 
 
 def packed_bits(bits: Tensor) -> Tensor:
