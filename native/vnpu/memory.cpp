@@ -9,6 +9,7 @@
 #include <iterator>
 #include <map>
 #include <mutex>
+#include <set>
 
 #include "device.h"
 #include "observer.h"
@@ -21,6 +22,7 @@ constexpr size_t kAlignment = 512, kSlack = 512, kPage = 4096;
 
 std::mutex mutex;
 std::map<const char*, Block> blocks;  // by their begin
+std::set<const void*> registered_within;  // addresses inside such blocks
 std::array<int64_t, kMaxDevices> used{}, peak{};
 std::atomic<uint64_t> generation{0};
 
@@ -203,13 +205,23 @@ GA_EXPORT int64_t ga_vnpu_peak_memory(int32_t device) {
     return peak[static_cast<size_t>(device)];
 }
 
+// Memory that aclrtMallocHost gave is known already: only that it is registered is noted.
 GA_EXPORT Status aclrtHostRegister(void* address, uint64_t size, int32_t /*type*/, void** device_address) {
-    add_block(Block{static_cast<char*>(address), size, kHost});
+    if (Block block; find_block(address, &block)) {
+        const std::lock_guard<std::mutex> lock(ga::vnpu::mutex);
+        ga::vnpu::registered_within.insert(address);
+    } else {
+        add_block(Block{static_cast<char*>(address), size, kHost});
+    }
     *device_address = address;  // one address space
     return kOk;
 }
 
 GA_EXPORT Status aclrtHostUnregister(void* address) {
+    {
+        const std::lock_guard<std::mutex> lock(ga::vnpu::mutex);
+        if (ga::vnpu::registered_within.erase(address) != 0) return kOk;
+    }
     if (remove_block(address)) return kOk;
     return fail(kInvalidParameter, "this host memory was not registered");
 }
