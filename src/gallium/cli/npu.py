@@ -53,9 +53,7 @@ def npu() -> None:
     """
 
 
-@npu.command(
-    cls=Command, epilog=RUN_EPILOG, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
-)
+@npu.command(cls=Command, epilog=RUN_EPILOG, context_settings={"allow_interspersed_args": False})
 @machine_options
 @click.option("--report", help="Write what the program did to this file (.html or .json).")
 @click.option("-m", "module", is_flag=True, help="TARGET is a module, as for python -m.")

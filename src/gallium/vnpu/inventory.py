@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -36,7 +37,8 @@ def facts() -> dict[str, Any]:
 
 @cache
 def _emulated() -> dict[str, Any]:
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # only the bodies are looked at
+    if "torch" not in sys.modules:
+        os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # only the bodies are looked at
     from gallium.vnpu import ops
     from gallium.vnpu.registry import operators
 
