@@ -21,6 +21,12 @@ def check_dtype(name: str, tensor: Tensor | None, allowed: Iterable[torch.dtype]
         raise Illegal(f"the dtype of {name}", tensor.dtype, " or ".join(map(str, allowed)))
 
 
+def check_floating(name: str, tensor: Tensor) -> None:
+    """The tensor holds floating-point numbers."""
+    if not tensor.is_floating_point():
+        raise Illegal(f"the dtype of {name}", tensor.dtype, "a floating-point type")
+
+
 def check_same_dtype(name: str, tensor: Tensor | None, other_name: str, other: Tensor) -> None:
     """The tensor is missing or of the other's type."""
     if tensor is not None and tensor.dtype != other.dtype:

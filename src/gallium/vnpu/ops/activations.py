@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch._C import _nn as nn
 
+from gallium.vnpu.checks import check_floating
 from gallium.vnpu.ops._factories import (
     Number,
     binary,
@@ -97,6 +98,7 @@ def log_sigmoid(self: Tensor, out: Tensor, buffer: Tensor) -> None:
 @op("Logit")
 def logit(self: Tensor, eps: float, out: Tensor) -> None:
     """log(x / (1 - x)), with x limited to eps .. 1 - eps unless eps is negative."""
+    check_floating("self", self)  # op-plugin gives the output the type of self
     into(torch.logit, out, self, None if eps < 0 else eps)
 
 

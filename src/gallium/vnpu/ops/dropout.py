@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from gallium.vnpu.checks import check_floating
 from gallium.vnpu.ops.random import generator, graph_generator
 from gallium.vnpu.registry import Illegal, op, refuse_given
 from gallium.vnpu.writing import into, write
@@ -63,6 +64,9 @@ def gen_mask_graph(
 
 def drop(x: Tensor, mask: Tensor, scale: float, out: Tensor) -> None:
     """The elements that the mask keeps, scaled; zero for the others."""
+    check_floating("self", x)  # op-plugin gives the output the type of self
+    if mask.numel() * 8 < x.numel():
+        raise Illegal("the mask's size", f"{mask.numel()} bytes", f"enough for {x.numel()} bits")
     kept = unpack_bits(mask, x.numel()).view(x.shape)
     into(torch.mul, out, x, scale)
     torch.where(kept, out, out.new_zeros(()), out=out)
