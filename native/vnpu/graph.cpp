@@ -2,6 +2,7 @@
 #include "graph.h"
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <set>
 
@@ -12,6 +13,7 @@ std::mutex mutex;
 std::set<Graph*> graphs;
 std::set<TaskGroup*> groups;
 uint32_t next_id = 1;
+std::atomic<int> open{0};  // captures and updates that have begun and not ended, of all streams
 thread_local int32_t capture_mode = 0;
 
 bool known(Graph* graph) {
@@ -40,6 +42,7 @@ Status replace_next(Stream* stream, Task task) {
 }  // namespace
 
 bool defers(void* address) {
+    if (open.load(std::memory_order_acquire) == 0) return false;  // the usual case, and operators are many
     const Stream* stream = find_stream(address);
     return stream != nullptr && (stream->graph != nullptr || stream->updating != nullptr);
 }
@@ -65,6 +68,7 @@ GA_EXPORT Status aclmdlRICaptureBegin(void* address, int32_t /*mode*/) {
     if (stream->graph != nullptr) return fail(kInvalidParameter, "this stream is capturing a graph already");
     Graph* graph = new Graph;
     graph->origin = address;
+    open.fetch_add(1);
     stream->graph = graph;
     const std::lock_guard<std::mutex> lock(mutex);
     graph->id = next_id++;
@@ -87,6 +91,7 @@ GA_EXPORT Status aclmdlRICaptureEnd(void* address, void** model) {
     if (graph == nullptr) return fail(kInvalidParameter, "this stream is not capturing a graph");
     if (graph->origin != address) return fail(kInvalidParameter, "a capture ends on the stream that began it");
     leave_capture(graph);
+    open.fetch_sub(1);
     *model = graph;
     return kOk;
 }
@@ -150,6 +155,7 @@ GA_EXPORT Status aclmdlRICaptureTaskUpdateBegin(void* address, void* handle) {
     if (stream == nullptr) return no_stream();
     TaskGroup* group = static_cast<TaskGroup*>(handle);
     if (!known(group)) return fail(kInvalidHandle, "this task group does not exist");
+    if (stream->updating == nullptr) open.fetch_add(1);
     stream->updating = group;
     stream->updated = 0;
     return kOk;
@@ -161,6 +167,7 @@ GA_EXPORT Status aclmdlRICaptureTaskUpdateEnd(void* address) {
     TaskGroup* group = stream->updating;
     if (group == nullptr) return fail(kInvalidParameter, "no graph update was begun on this stream");
     stream->updating = nullptr;
+    open.fetch_sub(1);
     if (stream->updated == group->tasks.size()) return kOk;
     return fail(kInvalidParameter, "a graph update submitted " + std::to_string(stream->updated) +
                                        " tasks, but the group has " + std::to_string(group->tasks.size()));

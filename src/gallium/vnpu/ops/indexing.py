@@ -11,6 +11,8 @@ from gallium.vnpu.registry import Illegal, Unsupported, op
 from gallium.vnpu.tensors import DynamicOutput
 from gallium.vnpu.writing import into, write
 
+SMALL = 1 << 14  # elements
+
 _index_out = torch.ops.aten.index.Tensor_out
 _index_put = torch.ops.aten._index_put_impl_.default
 
@@ -27,8 +29,14 @@ def _stands_for_none(index: Tensor, self: Tensor) -> bool:
 @op("Index")
 def index(self: Tensor, indices: tuple[Tensor | None, ...], out: Tensor) -> None:
     """`self[indices]`; a missing index stands for the whole dimension. A really empty one leaves nothing to read."""
-    if out.numel():
-        into(_index_out, out, self, _given(self, indices))
+    elements = out.numel()
+    if elements == 0:
+        return
+    for index in indices:
+        if elements > SMALL or index is None or index.dim() == 0 or index.numel() == 0:
+            into(_index_out, out, self, _given(self, indices))
+            return
+    write(out, self[indices])  # half the time of the other way, but for a copy of the result
 
 
 @op("IndexPutImpl")
