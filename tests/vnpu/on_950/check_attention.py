@@ -113,3 +113,42 @@ def test_prompt_attention_is_gone() -> None:
     x = [t.half().npu() for t in operands()]
     with pytest.raises(RuntimeError, match="Ascend950"):
         torch_npu.npu_prompt_flash_attention(*x, num_heads=4)
+
+
+def test_sparse_attention_with_sinks() -> None:
+    """A sink takes part in the softmax of its head and has no value."""
+    query, key, query_rope, key_rope = (
+        (torch.randn(1, s, n, d) / 4).bfloat16() for s, n, d in ((3, 5, 512), (9, 1, 512), (3, 5, 64), (9, 1, 64))
+    )
+    index, sinks = torch.tensor([[2, 0, -1], [8, 4, 1], [3, 6, 5]]).int(), torch.randn(5)
+    with called() as names:
+        out = torch_npu.npu_sparse_flash_attention(
+            query.npu(),
+            key.npu(),
+            key.npu(),
+            index[None, :, None].npu(),
+            0.1,
+            query_rope=query_rope.npu(),
+            key_rope=key_rope.npu(),
+            sparse_mode=0,
+            sinks=sinks.npu(),
+        )[0]
+    assert "SparseFlashAttentionV2" in names
+    seen = torch.zeros(3, 9, dtype=torch.bool)
+    for row, numbers in enumerate(index.tolist()):
+        seen[row, [n for n in numbers if n >= 0]] = True
+    q, k = (torch.cat(pair, -1).transpose(1, 2) for pair in ((query, query_rope), (key, key_rope)))
+    close(out, attention(q, k, key.transpose(1, 2), 0.1, seen, sink=sinks).out.transpose(1, 2), torch.bfloat16)
+
+
+def test_indexer_of_float8() -> None:
+    query, key = (torch.randn(1, s, n, 128).to(torch.float8_e4m3fn) for s, n in ((2, 8), (12, 1)))
+    scales = [torch.rand(s) / 10 for s in ((1, 2, 8), (1, 12, 1))]
+    weights = torch.randn(1, 2, 8).bfloat16()
+    index = torch_npu.npu_quant_lightning_indexer(
+        query.npu(), key.npu(), weights.npu(), *[s.npu() for s in scales], 0, 0, sparse_count=4, sparse_mode=0
+    )
+    q, k = (x[0].double() * s[0].double()[..., None] for x, s in zip((query, key), scales, strict=True))
+    scores = (torch.einsum("snd,kd->snk", q, k[:, 0]).relu() * weights[0].double()[..., None]).sum(1)
+    best = scores.sort(1, descending=True).values[:, :4]
+    torch.testing.assert_close(scores.gather(1, index.cpu()[0, :, 0].long()), best, rtol=1e-4, atol=1e-4)
