@@ -131,6 +131,7 @@ def test_sparse_attention_with_sinks() -> None:
             query_rope=query_rope.npu(),
             key_rope=key_rope.npu(),
             sparse_mode=0,
+            attention_mode=2,
             sinks=sinks.npu(),
         )[0]
     assert "SparseFlashAttentionV2" in names
