@@ -1,22 +1,31 @@
-"""The operators of CANN's older interface that torch_npu still uses: changes of format and type."""
+"""Changes of format, type and order of dimensions through CANN's older interface."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from gallium.vnpu.aclop import aclop
 from gallium.vnpu.formats import convert
-from gallium.vnpu.registry import op
-from gallium.vnpu.tensors import Blocked
+from gallium.vnpu.refusals import Illegal
+from gallium.vnpu.tensors import DTYPES, Blocked
 from gallium.vnpu.writing import write
 
 
-@op("aclop.Identity", "aclop.TransData")
-def identity(x: Tensor | Blocked, out: Tensor | Blocked) -> None:
+@aclop("Identity", "TransData", blocked=True)
+def identity(out: Tensor | Blocked, /, x: Tensor | Blocked) -> None:
     """A copy; between formats, a conversion."""
     convert(x, out)
 
 
-@op("aclop.Cast")
-def cast(x: Tensor, out: Tensor) -> None:
+@aclop("Cast")
+def cast(out: Tensor, /, x: Tensor, *, dst_type: int) -> None:
     """A copy into another type."""
+    if DTYPES.get(dst_type) != out.dtype:
+        raise Illegal("dst_type", dst_type, f"the code of the output's type, {out.dtype}")
     write(out, x)
+
+
+@aclop("Transpose")
+def transpose(out: Tensor, /, x: Tensor, perm: Tensor) -> None:
+    """torch.permute."""
+    write(out, x.permute(perm.tolist()))
