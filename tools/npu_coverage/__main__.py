@@ -1,4 +1,4 @@
-"""Counts the entries and writes docs/npu-coverage.md; `--check` writes nothing and fails if fewer match than it says."""
+"""Counts the entries and writes docs/npu-coverage.md; `--check` writes nothing, and fails if fewer match."""
 
 from __future__ import annotations
 

@@ -20,9 +20,7 @@ RANDOM = re.compile(
     r"|fractional_max_pool3d)|svd_lowrank|pca_lowrank|resize_|resize_as_)$"
 )
 # Entries of which some samples are random: those whose result on the CPU changes with the seed.
-PARTLY_RANDOM = re.compile(
-    r"^nn\.functional\.(rrelu|scaled_dot_product_attention|multi_head_attention_forward)$"
-)
+PARTLY_RANDOM = re.compile(r"^nn\.functional\.(rrelu|scaled_dot_product_attention|multi_head_attention_forward)$")
 # torch_npu computes discrete Fourier transforms as matrix products, and attention in one piece: in another order.
 LOOSER = re.compile(r"^fft\.|^nn\.functional\.scaled_dot_product_attention$")
 LOOSER_BOUNDS = {"rtol": 1e-4, "atol": 1e-4}
@@ -31,7 +29,6 @@ BY_HAND_ON_CPU = {
     f"scatter_reduce.{how}": "op-plugin, ScatterReduceKernelNpuOpApi.cpp: scatter_reduce_cpu_fallback"
     for how in ("amax", "amin", "mean", "prod")
 }
-
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,8 @@ _MASK = Difference(
     _first,
 )
 _STATISTICS = Difference(
-    "statistics that are saved for the gradient have another shape in evaluation (op-plugin, BatchNormKernelOpApi.cpp); "
-    "the output is equal",
+    "statistics that are saved for the gradient have another shape in evaluation (op-plugin, "
+    "BatchNormKernelOpApi.cpp); the output is equal",
     _first,
 )
 # The comparison is made with the strict rule first: an entry stands here as documented only where that one fails.
@@ -100,7 +97,8 @@ DOCUMENTED: dict[str, Difference] = {
         "the mask is one of bits, as native_dropout makes it there (op-plugin, NativeDropoutKernelNpuOpApi.cpp)", _none
     ),
     "nn.functional.binary_cross_entropy_with_logits": Difference(
-        "torch_npu gives no gradient for `target` (op-plugin, derivatives.yaml: non_differentiable); the other is equal",
+        "torch_npu gives no gradient for `target` (op-plugin, derivatives.yaml: non_differentiable); "
+        "the other is equal",
         _given,
     ),
 }
