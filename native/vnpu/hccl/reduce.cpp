@@ -6,11 +6,6 @@
 #include <algorithm>
 #include <type_traits>
 
-// GCC's -O2 makes no vector code of loops whose length it does not know.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("O3")
-#endif
-
 namespace ga::vnpu::hccl {
 namespace {
 

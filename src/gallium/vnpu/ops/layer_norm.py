@@ -23,11 +23,13 @@ def layer_norm(
     rstd: Tensor,
 ) -> None:
     """torch.native_layer_norm, with mean and rstd in float32."""
-    values = torch.native_layer_norm(*_wide(x, normalized_shape, weight, bias), eps)
-    if out.shape != x.shape or mean.shape != values[1].shape or rstd.shape != values[1].shape:
-        shapes = [list(place.shape) for place in (out, mean, rstd)]
-        raise Illegal("the outputs' shapes", shapes, str([list(value.shape) for value in values]))
-    torch._foreach_copy_((out, mean, rstd), values)  # one call of three, which take longer than a small normalisation
+    y, mean_value, rstd_value = torch.native_layer_norm(*_wide(x, normalized_shape, weight, bias), eps)
+    if out.shape != y.shape:
+        raise Illegal("the output's shape", list(out.shape), f"{list(y.shape)}")
+    if mean.shape != mean_value.shape:  # of nothing
+        mean_value, rstd_value = mean_value.reshape(mean.shape), rstd_value.reshape(rstd.shape)
+    # One call, since three take longer than a small normalisation.
+    torch._foreach_copy_((out, mean, rstd), (y, mean_value, rstd_value))
 
 
 @op("LayerNormBackward")
