@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -196,7 +197,7 @@ def sparse_flash_attention_grad(
     targets = [t for t in (d_query, d_key, d_value, d_query_rope, d_key_rope) if t is not None]
     for target in targets:
         target.zero_()
-    batches, size = call.batches(), query.shape[-1]
+    batches = call.batches()
     for b in range(len(batches)):
         if not batches.rows[b]:
             continue
@@ -205,15 +206,24 @@ def sparse_flash_attention_grad(
         forward = Forward(heads_first(batches.of_queries(out, b)), *saved)
         grads = Gradients(*(torch.zeros(x.shape) for x in (work.query, work.key, work.value)))
         attend_backward(work, forward, heads_first(batches.of_queries(d_out, b)), grads)
-        rows = grads.query[0].transpose(0, 1)
-        batches.of_queries(d_query, b).copy_(rows[..., :size])
-        if query_rope is not None and d_query_rope is not None:
-            batches.of_queries(d_query_rope, b).copy_(rows[..., size:])
-        columns = grads.key[0].transpose(0, 1)
-        batches.of_keys(d_key, b)[used] = columns[..., :size].to(d_key.dtype)
-        if key_rope is not None and d_key_rope is not None:
-            batches.of_keys(d_key_rope, b)[used] = columns[..., size:].to(d_key_rope.dtype)
-        batches.of_keys(d_value, b)[used] = grads.value[0].transpose(0, 1).to(d_value.dtype)
+        _put(batches.of_queries, b, slice(None), grads.query, d_query, d_query_rope)
+        _put(batches.of_keys, b, used, grads.key, d_key, d_key_rope)
+        _put(batches.of_keys, b, used, grads.value, d_value, None)
+
+
+def _put(
+    part: Callable[[Tensor, int], Tensor],
+    sequence: int,
+    rows: Tensor | slice,
+    grad: Tensor,
+    out: Tensor,
+    rope: Tensor | None,
+) -> None:
+    """Some rows of the gradient of one sequence, [1, N, S, D]; the rotated part of a head is its end."""
+    found, size = grad[0].transpose(0, 1), out.shape[-1]
+    part(out, sequence)[rows] = found[..., :size].to(out.dtype)
+    if rope is not None:
+        part(rope, sequence)[rows] = found[..., size:].to(rope.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
