@@ -47,7 +47,8 @@ check: native ## format, lint, types, import rules, house rules, generated docs
 	$(TEST)/python tools/write_cli_docs.py --check
 
 unit: native ## the tests
-	$(TEST)/python -m pytest $(PYTEST_ARGS)
+	$(TEST)/python -m pytest --ignore tests/vnpu $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(TEST)/python -m pytest tests/vnpu -n 2 --dist loadfile $(PYTEST_ARGS)
 
 smoke: ## build the wheel, install it in an empty environment without torch, and run it
 	$(PYTHON) tools/smoke.py --default-model "$(DEFAULT_MODEL)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import pytest
 
@@ -12,6 +13,7 @@ if importlib.util.find_spec("torch_npu") is None:
 else:
     from gallium import vnpu
 
+    os.environ.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)  # the rest of the suite is without torch_npu
     vnpu.install()
 
     import torch
