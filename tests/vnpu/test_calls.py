@@ -1,4 +1,4 @@
-"""How the arguments of a call are read: random signatures, called as torch_npu calls them, by the machine's convention."""
+"""How the arguments of a call are read: random signatures, called as torch_npu calls them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.vnpu.call_signatures import C_TYPES, draw
 
 from gallium.vnpu import loader, signatures
-from tests.vnpu.call_signatures import C_TYPES, draw
 
 NAME = "AdaptiveAvgPool3d"  # any function that has a stub
 OK = 0
