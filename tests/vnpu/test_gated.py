@@ -8,9 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as nn
 import torch_npu
-from torch import Tensor
-
 from tests.vnpu.support import called
+from torch import Tensor
 
 LIMITS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 DTYPES = tuple(LIMITS)

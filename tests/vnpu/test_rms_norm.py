@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch_npu
-from torch import Tensor
-
 from tests.vnpu.support import called
+from torch import Tensor
 
 HALF_ULP = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 DTYPES = tuple(HALF_ULP)

@@ -9,7 +9,6 @@ from gallium.vnpu import soc, tensors
 from gallium.vnpu.refusals import Illegal, Unsupported
 from gallium.vnpu.writing import into
 
-
 kept: list[torch.Tensor] = []  # views own nothing
 
 

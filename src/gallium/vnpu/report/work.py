@@ -75,8 +75,8 @@ def _attention(args: Sequence[Any]) -> int:
     return int(4 * math.prod(query.shape) * max(positions // heads, 1))
 
 
-_PRODUCTS = ["Matmul", "Mm", "BatchMatMul", "MatmulWeightNz", "BatchMatMulWeightNz", "Mv", "Dot", "TransposeBatchMatMul"]
-_PRODUCTS += ["QuantMatmulV5", "QuantMatmulWeightNz"]
+_PRODUCTS = ["Matmul", "Mm", "BatchMatMul", "MatmulWeightNz", "BatchMatMulWeightNz", "Mv", "Dot"]
+_PRODUCTS += ["TransposeBatchMatMul", "QuantMatmulV5", "QuantMatmulWeightNz"]
 _PRODUCTS += ["WeightQuantBatchMatmulV2", "WeightQuantBatchMatmulV3", "WeightQuantBatchMatmulNz"]
 _ADDED_PRODUCTS = ["Addmm", "Baddbmm", "Addbmm", "Addmv", "AddmmWeightNz", "InplaceAddmm"]
 _ATTENTION = ["FlashAttentionScore", "FlashAttentionScoreV2", "FlashAttentionScoreV3", "FlashAttentionScoreV4"]
