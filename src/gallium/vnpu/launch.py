@@ -5,14 +5,31 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
+from importlib.resources import files
+from typing import NamedTuple
 
 from gallium.vnpu.options import Options
 
-WHEELS = {"2.13.0": "2.13.0", "2.9.1": "2.9.1", "2.14.0": "2.14.0"}
-"""Versions of torch_npu that are known to run, with the torch that each needs."""
-
 INSTALL = 'pip install "gallium[vnpu]"'
+
+
+class Wheel(NamedTuple):
+    """A version of torch_npu: what it needs, the CANN release emulated beneath it, and what was run with it."""
+
+    torch_npu: str
+    torch: str
+    cann: str
+    run: str  # tests, smoke or none
+
+
+@cache
+def wheels() -> dict[str, Wheel]:
+    """All versions that are known, from data/wheels.tsv."""
+    lines = files("gallium.vnpu").joinpath("data/wheels.tsv").read_text(encoding="utf-8").splitlines()
+    found = (Wheel(*line.split("\t")) for line in lines if not line.startswith("#"))
+    return {wheel.torch_npu: wheel for wheel in found}
 
 
 def missing() -> str | None:
@@ -22,10 +39,12 @@ def missing() -> str | None:
         torch = metadata.version("torch").split("+")[0]
     except metadata.PackageNotFoundError as error:
         return f"{error.name} is not installed: {INSTALL}"
-    if torch_npu not in WHEELS:
-        return f"torch_npu {torch_npu} has not been tried on the virtual NPU; known: {', '.join(WHEELS)}: {INSTALL}"
-    if torch != WHEELS[torch_npu]:
-        return f"torch_npu {torch_npu} needs torch {WHEELS[torch_npu]}, and torch {torch} is installed: {INSTALL}"
+    known = {name: wheel for name, wheel in wheels().items() if wheel.run != "none"}
+    if torch_npu not in known:
+        return f"torch_npu {torch_npu} has not been tried on the virtual NPU; known: {', '.join(known)}: {INSTALL}"
+    if torch != known[torch_npu].torch:
+        needed = known[torch_npu].torch
+        return f"torch_npu {torch_npu} needs torch {needed}, and torch {torch} is installed: {INSTALL}"
     return None
 
 
