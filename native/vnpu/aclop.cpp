@@ -156,7 +156,8 @@ Status execute(const char* name, const Side& inputs, const Side& outputs, const 
     Array* addresses = make_int_array(places.data(), places.size());
     if (addresses == nullptr) return kAclInvalidParameter;
     std::vector<Argument> arguments = {from.argument(), to.argument(), {'I', {addresses}}};
-    const AttributeArguments kept(attributes != nullptr ? *attributes : Attributes{}, &arguments);
+    static const Attributes none;
+    const AttributeArguments kept(attributes != nullptr ? *attributes : none, &arguments);
     const Status status = call_named((std::string("aclop.") + name).c_str(), arguments.data(), arguments.size(), stream);
     destroy_handle(addresses);
     for (int32_t i = 0; reads_shapes && status == kOk && i < outputs.count; ++i) {

@@ -7,10 +7,13 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from gallium.vnpu.cube import check_cube
+from gallium.vnpu.formats import convert
 from gallium.vnpu.refusals import Illegal, Unsupported
 from gallium.vnpu.registry import Body, register
-from gallium.vnpu.tensors import DTYPES, Blocked, DynamicOutput
+from gallium.vnpu.tensors import DTYPES, Blocked, DynamicOutput, dense
 
 # How torch_npu asks for a scheduling of operators on its stream for data preprocessing: no meaning for the result.
 SCHEDULING = frozenset({"_performance_prior", "_exclude_engines"})
@@ -19,18 +22,18 @@ SCHEDULING = frozenset({"_performance_prior", "_exclude_engines"})
 def aclop(
     *names: str,
     cube: bool = False,
-    blocked: bool = False,
     unused: Mapping[str, str] | None = None,
     dynamic: Sequence[str] = (),
 ) -> Callable[[Body], Body]:
     """Decorator: the function is the body of these operators, `def body(outputs, /, inputs, *, attributes)`.
 
-    An input or attribute with a default may be left out of a call; what the function does not take is refused. `blocked`:
-    takes tensors in FRACTAL_NZ format. The others as of `registry.op`.
+    An input or attribute with a default may be left out of a call, and an input of a type `| None` may be empty; what
+    the function does not take is refused. Tensors in FRACTAL_NZ format come as ordinary ones. Keyword arguments as of
+    `registry.op`.
     """
 
     def decorate(body: Body) -> Body:
-        bind = _Binding(body, cube, blocked, dynamic)
+        bind = _Binding(body, cube, dynamic)
 
         @functools.wraps(body)
         def run(inputs: tuple[Any, ...], outputs: tuple[Any, ...], places: tuple[int, ...], *attributes: Any) -> None:
@@ -46,9 +49,9 @@ def aclop(
 class _Binding:
     """Puts a call's values to the parameters of a body, by the kinds of its parameters."""
 
-    def __init__(self, body: Body, cube: bool, blocked: bool, dynamic: Sequence[str]) -> None:
+    def __init__(self, body: Body, cube: bool, dynamic: Sequence[str]) -> None:
         parameters = inspect.signature(body).parameters.values()
-        self.body, self.cube, self.blocked = body, cube, blocked
+        self.body, self.cube = body, cube
         self.outputs = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
         self.inputs = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         self.any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -61,10 +64,15 @@ class _Binding:
     ) -> None:
         self._check_tensors(inputs, outputs)
         if self.cube:
-            check_cube(inputs)
+            check_cube(outputs)  # among the inputs may be shapes
         if self.dynamic:
             outputs = self._with_dynamic(outputs, places)
-        self.body(*outputs, *inputs, **self._named(flat))
+        rooms = tuple(torch.empty(out.shape, dtype=out.dtype) if isinstance(out, Blocked) else out for out in outputs)
+        given = (dense(x) if isinstance(x, Blocked) else x for x in inputs)
+        self.body(*rooms, *given, **self._named(flat))
+        for room, out in zip(rooms, outputs, strict=True):
+            if isinstance(out, Blocked):
+                convert(room, out)
 
     def _check_tensors(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         if len(outputs) != len(self.outputs):
@@ -72,15 +80,13 @@ class _Binding:
         if len(inputs) > len(self.inputs) and not self.any_number:
             raise Unsupported("the number of inputs", len(inputs), f"at most {len(self.inputs)}")
         for position, parameter in enumerate(self.inputs):
-            given = inputs[position] if position < len(inputs) else None
-            if given is None and parameter.default is parameter.empty:
+            missing = position >= len(inputs) and parameter.default is parameter.empty
+            if missing or (position < len(inputs) and inputs[position] is None and not _optional(parameter)):
                 raise Illegal(parameter.name, None, "given")
-        if not self.blocked and any(isinstance(x, Blocked) for x in (*inputs, *outputs)):
-            raise Unsupported("a tensor's format", "FRACTAL_NZ", "ordinary formats")
 
     def _with_dynamic(self, outputs: tuple[Any, ...], places: tuple[int, ...]) -> tuple[Any, ...]:
         if not places:
-            raise Illegal("the call", "aclopCompileAndExecute", "aclopCompileAndExecuteV2: a shape is read back from it")
+            raise Illegal("the call", "aclopCompileAndExecute", "aclopCompileAndExecuteV2, which gives a shape back")
         made = list(outputs)
         for position in self.dynamic:
             made[position] = DynamicOutput(places[position], outputs[position])
@@ -90,11 +96,15 @@ class _Binding:
         values = {name: _decoded(kind, value) for name, kind, value in _triples(flat) if name not in SCHEDULING}
         for name, value in values.items():
             if name not in self.attributes:
-                raise Unsupported(f"attribute {name}", value, f"the attributes {', '.join(self.attributes) or '(none)'}")
+                raise Unsupported(f"attribute {name}", value, ", ".join(self.attributes) or "no attributes")
         for name in self.needed:
             if name not in values:
                 raise Illegal(f"attribute {name}", None, "given")
         return values
+
+
+def _optional(parameter: inspect.Parameter) -> bool:
+    return "None" in str(parameter.annotation)
 
 
 def _triples(flat: tuple[Any, ...]) -> Iterator[tuple[str, str, Any]]:

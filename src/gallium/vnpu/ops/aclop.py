@@ -5,16 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from gallium.vnpu.aclop import aclop
-from gallium.vnpu.formats import convert
 from gallium.vnpu.refusals import Illegal
-from gallium.vnpu.tensors import DTYPES, Blocked
+from gallium.vnpu.tensors import DTYPES
 from gallium.vnpu.writing import write
 
 
-@aclop("Identity", "TransData", blocked=True)
-def identity(out: Tensor | Blocked, /, x: Tensor | Blocked) -> None:
-    """A copy; between formats, a conversion."""
-    convert(x, out)
+@aclop("Identity", "TransData")
+def identity(out: Tensor, /, x: Tensor) -> None:
+    """A copy, which changes the format if the output has another one."""
+    write(out, x)
 
 
 @aclop("Cast")

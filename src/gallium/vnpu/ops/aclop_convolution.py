@@ -1,7 +1,7 @@
 """Convolutions through CANN's older interface, in two and three dimensions.
 
-Strides and dilations come for every dimension of the image, N and C first; pads come as pairs, before and after, for each
-of the others (op-plugin's calls).
+Strides and dilations come for every dimension of the image, N and C first; pads come as pairs, before and after, for
+each of the others (op-plugin's calls).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def conv(
     pads: Ints,
     dilations: Ints,
     groups: int = 1,
-    data_format: str,
+    data_format: str | bool,
 ) -> None:
     """torch.nn.functional.conv2d, conv3d."""
     _check_layout(data_format, x)
@@ -56,7 +56,7 @@ def conv_transpose(
     output_padding: Ints,
     dilations: Ints,
     groups: int,
-    data_format: str,
+    data_format: str | bool,
 ) -> None:
     """torch.nn.functional.conv_transpose2d, conv_transpose3d."""
     _check_layout(data_format, x)
@@ -79,7 +79,7 @@ def conv_backprop_input(
     pads: Ints,
     dilations: Ints,
     groups: int,
-    data_format: str,
+    data_format: str | bool,
 ) -> None:
     """The gradient of a convolution to its input, of size `input_size`."""
     _check_layout(data_format, out_backprop)
@@ -100,7 +100,7 @@ def conv_backprop_filter(
     pads: Ints,
     dilations: Ints,
     groups: int,
-    data_format: str,
+    data_format: str | bool,
 ) -> None:
     """The gradient of a convolution to its filter, of size `filter_size`."""
     _check_layout(data_format, x)
@@ -121,8 +121,9 @@ def _gradient(
     return result
 
 
-def _check_layout(data_format: str, x: Tensor) -> None:
-    if LAYOUTS.get(x.dim()) != data_format:
+def _check_layout(data_format: str | bool, x: Tensor) -> None:
+    # Where op-plugin writes the text as a literal, C++ takes it for a bool (SlowConvDilated2DKernelNpu.cpp).
+    if data_format is not True and LAYOUTS.get(x.dim()) != data_format:
         raise Unsupported("data_format", data_format, f"NCHW or NCDHW, of the image's {x.dim()} dimensions")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gallium.vnpu.aclop import aclop
 from gallium.vnpu.precision import wide
+from gallium.vnpu.refusals import Unsupported
 from gallium.vnpu.writing import into, write
 
 INFINITE = -1.0  # how op-plugin passes the norm p = inf
@@ -24,6 +25,68 @@ def leaky_relu(out: Tensor, /, x: Tensor, *, negative_slope: float) -> None:
 def leaky_relu_grad(out: Tensor, /, gradients: Tensor, features: Tensor, *, negative_slope: float) -> None:
     """The gradient of LeakyRelu."""
     write(out, torch.where(features > 0, gradients, gradients * negative_slope))
+
+
+@aclop("Relu")
+def relu(out: Tensor, /, x: Tensor) -> None:
+    """torch.relu."""
+    into(torch.clamp_min, out, x, 0)
+
+
+@aclop("ReluGrad")
+def relu_grad(out: Tensor, /, gradients: Tensor, features: Tensor) -> None:
+    """The gradient of Relu, from its input or its output."""
+    write(out, torch.where(features > 0, gradients, 0))
+
+
+@aclop("Sigmoid")
+def sigmoid(out: Tensor, /, x: Tensor) -> None:
+    """torch.sigmoid."""
+    into(torch.sigmoid, out, x)
+
+
+@aclop("SigmoidGrad")
+def sigmoid_grad(out: Tensor, /, y: Tensor, dy: Tensor) -> None:
+    """The gradient of Sigmoid, from its output."""
+    write(out, wide(dy) * wide(y) * (1 - wide(y)))
+
+
+@aclop("Gelu")
+def gelu(out: Tensor, /, x: Tensor) -> None:
+    """torch.nn.functional.gelu, approximated by tanh (the same as aclnnGelu)."""
+    write(out, torch.nn.functional.gelu(wide(x), approximate="tanh"))
+
+
+@aclop("GeluGrad", unused={"y": "is the output, or anything: op-plugin passes dy once more"})
+def gelu_grad(out: Tensor, /, dy: Tensor, x: Tensor, y: Tensor) -> None:
+    """The gradient of Gelu."""
+    write(out, torch.ops.aten.gelu_backward(wide(dy), wide(x), approximate="tanh"))
+
+
+@aclop("SiluGrad")
+def silu_grad(out: Tensor, /, dy: Tensor, x: Tensor) -> None:
+    """The gradient of torch.nn.functional.silu."""
+    write(out, torch.ops.aten.silu_backward(wide(dy), wide(x)))
+
+
+@aclop("SoftmaxV2")
+def softmax(out: Tensor, /, x: Tensor, *, axes: tuple[int, ...]) -> None:
+    """torch.softmax."""
+    write(out, wide(x).softmax(_one(axes)))
+
+
+@aclop("SoftmaxGrad")
+def softmax_grad(out: Tensor, /, softmax: Tensor, grad: Tensor, *, axes: tuple[int, ...]) -> None:
+    """The gradient of SoftmaxV2, from its output."""
+    probabilities = wide(softmax)
+    write(out, torch.ops.aten._softmax_backward_data(wide(grad), probabilities, _one(axes), probabilities.dtype))
+
+
+@aclop("Swish")
+def swish(out: Tensor, /, x: Tensor, *, scale: float) -> None:
+    """x * sigmoid(scale * x)."""
+    values = wide(x)
+    write(out, values * torch.sigmoid(values * scale))
 
 
 @aclop("CdistGrad")
@@ -71,6 +134,12 @@ def rotary_mul_grad(
     else:
         dr1.zero_()
         dr2.zero_()
+
+
+def _one(axes: tuple[int, ...]) -> int:
+    if len(axes) != 1:
+        raise Unsupported("axes", axes, "one dimension")
+    return axes[0]
 
 
 def _rotated(x: Tensor) -> Tensor:
