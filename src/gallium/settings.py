@@ -16,6 +16,18 @@ KNOWN_VARIABLES = {
     "GALLIUM_THREADS": "threads of the CPU kernels (default: the cores this process may use)",
     "GALLIUM_API_KEY": "what --api-key of `gallium serve` says, without showing it in the list of processes",
     "GALLIUM_DEBUG": "1 prints tracebacks, as --debug does",
+    "GALLIUM_VNPU": "1 gives Python processes the virtual NPU; `gallium npu run` sets it, and those below",
+    "GALLIUM_VNPU_SOC": "the chip that the virtual NPU shows (default: Ascend910B2)",
+    "GALLIUM_VNPU_DEVICES": "how many virtual NPUs there are (default: 1)",
+    "GALLIUM_VNPU_MEMORY_GIB": "memory of each virtual NPU in GiB (default: what the chip has)",
+    "GALLIUM_VNPU_STRICT": "1 makes torch_npu's own moves of operators to the CPU errors",
+    "GALLIUM_VNPU_TRACEBACK": "1 adds the emulator's Python traceback to errors of operators",
+    "GALLIUM_VNPU_REPORT": "the file that a report of the program's operators is written to (.html or .json)",
+    "GALLIUM_VNPU_REPORT_OWNER": "set by the first process, whose report has the name that was asked for",
+    "GALLIUM_VNPU_BANNER_SHOWN": "set by the first process, so that its child processes are silent",
+    "GALLIUM_VNPU_BESIDE_NPU": "1 lets the virtual NPU start on a machine that has a real one",
+    "GALLIUM_VNPU_HCCL_TIMEOUT": "seconds that a collective of virtual NPUs waits for the others (default: 600)",
+    "GALLIUM_VNPU_HCCL_BUFFER_MB": "shared memory per rank and communicator in MB (default: 8)",
 }
 
 

@@ -16,7 +16,7 @@ from gallium import __version__
 from gallium.cli.options import wants_debug
 from gallium.errors import GalliumError
 
-COMMANDS = ("chat", "run", "serve", "pull", "doctor", "bench", "convert")
+COMMANDS = ("chat", "run", "serve", "pull", "doctor", "bench", "convert", "npu")
 """In the order of `--help`; each is the click command of its name in the module of its name."""
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -30,6 +30,7 @@ First steps:
   gallium chat zai-org/glm-edge-1.5b-chat
   gallium serve zai-org/glm-edge-1.5b-chat         an OpenAI-compatible server
   gallium doctor                                   what this machine can do
+  gallium npu run train.py                         a torch_npu program on a virtual Ascend NPU
 """
 
 

@@ -1,0 +1,1 @@
+"""Calls operators of the virtual NPU with random legal and illegal arguments: `make npu-fuzz`."""
