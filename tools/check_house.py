@@ -40,7 +40,11 @@ def python_faults(name: str, text: str) -> Iterator[str]:
             yield f"{name}:{line}: {function}() has {length} lines, more than {MAX_FUNCTION}"
     if text.strip() and not name.startswith("tests/") and ast.get_docstring(tree) is None:
         yield f"{name}: does not open with a sentence that says what it holds"
-    if name.startswith("src/gallium/") and not name.startswith(WITH_TORCH) and re.search(r"^\s*(import|from) torch\b", text, re.MULTILINE):
+    if (
+        name.startswith("src/gallium/")
+        and not name.startswith(WITH_TORCH)
+        and re.search(r"^\s*(import|from) torch\b", text, re.MULTILINE)
+    ):
         yield f"{name}: imports torch"
 
 

@@ -39,6 +39,16 @@ def help_of(command: click.Command, name: str, parent: click.Context | None = No
     return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
 
 
+def sections(command: click.Command, name: str, parent: click.Context, level: int = 2) -> list[str]:
+    """The command's help, and below it that of the commands it has itself."""
+    parts = [f"{'#' * level} {parent.command_path} {name}\n", f"```text\n{help_of(command, name, parent)}\n```\n"]
+    if isinstance(command, click.Group):
+        context = click.Context(command, parent, name)
+        for inner, below in command.commands.items():
+            parts += sections(below, inner, context, level + 1)
+    return parts
+
+
 def page() -> str:
     """The whole page."""
     root = click.Context(cli, info_name="gallium")
@@ -46,7 +56,7 @@ def page() -> str:
     for name in COMMANDS:
         command = cli.get_command(root, name)
         assert command is not None
-        parts += [f"## gallium {name}\n", f"```text\n{help_of(command, name, root)}\n```\n"]
+        parts += sections(command, name, root)
     parts.append("## Environment variables\n")
     parts.append("An unknown name that begins with `GALLIUM_` is an error.\n")
     parts.append("".join(f"* `{name}`: {what}\n" for name, what in KNOWN_VARIABLES.items()))

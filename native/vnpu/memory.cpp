@@ -18,7 +18,7 @@
 namespace ga::vnpu {
 namespace {
 
-constexpr size_t kAlignment = 512, kSlack = 512, kPage = 4096;
+constexpr size_t kSlack = 512, kPage = 4096;
 
 std::mutex mutex;
 std::map<const char*, Block> blocks;  // by their begin

@@ -105,9 +105,7 @@ def matmul_reduce_scatter() -> None:
     total = sum(x.double() @ w.double() for x, w in zip(xs, ws, strict=True)).chunk(RANKS)[rank()]
     with called() as names:
         result = torch_npu.npu_mm_reduce_scatter_base(xs[rank()].npu(), ws[rank()].npu(), hcom(), RANKS)
-        aiv = torch_npu.npu_mm_reduce_scatter_base(
-            xs[rank()].npu(), ws[rank()].npu(), hcom(), RANKS, comm_mode="aiv"
-        )
+        aiv = torch_npu.npu_mm_reduce_scatter_base(xs[rank()].npu(), ws[rank()].npu(), hcom(), RANKS, comm_mode="aiv")
     assert {"MatmulReduceScatter", "MatmulReduceScatterV2"} <= names
     torch.testing.assert_close(result.cpu().double(), total, rtol=1e-2, atol=0.1)
     torch.testing.assert_close(aiv.cpu().double(), total, rtol=1e-2, atol=0.1)

@@ -172,9 +172,7 @@ def test_finalize_routing(dtype: torch.dtype, mode: int, plain: bool) -> None:
     bias, owner = torch.randn(experts, hidden).to(dtype), torch.randint(0, experts, (tokens, k), dtype=torch.int32)
     optional = [None] * 3 if plain else [skip1.npu(), skip2.npu(), bias.npu()]
     with called() as names:
-        result = torch_npu.npu_moe_finalize_routing(
-            rows.npu(), *optional, scales.npu(), index.npu(), owner.npu(), mode
-        )
+        result = torch_npu.npu_moe_finalize_routing(rows.npu(), *optional, scales.npu(), index.npu(), owner.npu(), mode)
     assert "MoeFinalizeRoutingV4" in names
     flat = rows.view(-1, hidden).double()
     expected = torch.zeros(tokens, hidden, dtype=torch.float64) if plain else skip1.double() + skip2.double()

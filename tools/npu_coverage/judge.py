@@ -25,7 +25,7 @@ from gallium.vnpu.loader import call_counts
 # What the text of a refusal says, in the order in which they are asked.
 REFUSALS = (
     ("fallback", r"fallback to cpu|is not currently supported on the NPU backend|FALLBACK_CPU_DISABLE"),
-    ("missing", r"aclnn\w+ is not emulated|aclop operator \w+ is not emulated"),
+    ("missing", r"aclnn\w+ is not emulated|aclop\.\w+ is not emulated"),
     ("failed", r"the emulated operator failed|the output's (shape|strides) = "),
     ("illegal", r"aclnn\w+: .* is not legal: it must be"),
     ("refused", r"aclnn\w+: |call acl\w+ failed|not in libopapi"),

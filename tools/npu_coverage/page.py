@@ -33,6 +33,7 @@ def page(results: Results) -> str:
     for name, verdicts in results.items():
         counts = Counter(verdict["outcome"] for verdict in verdicts)
         parts.append(f"| {name} | " + " | ".join(str(counts[outcome]) for outcome in OUTCOMES) + " |\n")
+    parts += ["\n", *(_sum(name, verdicts) for name, verdicts in results.items())]
     parts.append("\n" + "".join(f"* **{name}**: {meaning}\n" for name, meaning in OUTCOMES.items()))
     for name, verdicts in results.items():
         parts += _section(name, verdicts)
@@ -53,6 +54,11 @@ def _functions() -> str:
         f"{emulated} of the {known} functions that torch_npu looks up in CANN are emulated, among them all 89 that a "
         "stock GLM calls\nand all that the fused inference operators choose among (`tests/vnpu/test_inventory.py`).\n\n"
     )
+
+
+def _sum(name: str, verdicts: list[dict[str, Any]]) -> str:
+    whole, part = (sum(v["outcome"] == outcome for v in verdicts) for outcome in ("match", "partly"))
+    return f"* {name}: {whole} entries agree in all samples and {part} in part, {whole + part} together\n"
 
 
 def _section(name: str, verdicts: list[dict[str, Any]]) -> list[str]:

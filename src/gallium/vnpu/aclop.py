@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from gallium.vnpu.tensors import DTYPES, Blocked, DynamicOutput, dense
 
 # How torch_npu asks for a scheduling of operators on its stream for data preprocessing: no meaning for the result.
 SCHEDULING = frozenset({"_performance_prior", "_exclude_engines"})
+
+call_counts: Counter[str] = Counter()  # how often each operator was called in this process
 
 
 def aclop(
@@ -33,17 +36,23 @@ def aclop(
     """
 
     def decorate(body: Body) -> Body:
-        bind = _Binding(body, cube, dynamic)
-
-        @functools.wraps(body)
-        def run(inputs: tuple[Any, ...], outputs: tuple[Any, ...], places: tuple[int, ...], *attributes: Any) -> None:
-            bind(inputs, outputs, places, attributes)
-
         for name in names:
-            register(f"aclop.{name}", run, unused=unused)
+            register(f"aclop.{name}", bound(name, body, cube=cube, dynamic=dynamic), unused=unused)
         return body
 
     return decorate
+
+
+def bound(name: str, body: Body, *, cube: bool = False, dynamic: Sequence[str] = ()) -> Body:
+    """What the library calls for the operator: it takes a call as native/vnpu/aclop.cpp passes it."""
+    bind = _Binding(body, cube, dynamic)
+
+    @functools.wraps(body)
+    def run(inputs: tuple[Any, ...], outputs: tuple[Any, ...], places: tuple[int, ...], *attributes: Any) -> None:
+        call_counts[name] += 1
+        bind(inputs, outputs, places, attributes)
+
+    return run
 
 
 class _Binding:
@@ -89,6 +98,8 @@ class _Binding:
             raise Illegal("the call", "aclopCompileAndExecute", "aclopCompileAndExecuteV2, which gives a shape back")
         made = list(outputs)
         for position in self.dynamic:
+            if isinstance(outputs[position], Blocked):
+                raise Unsupported(f"the format of {self.outputs[position]}", "FRACTAL_NZ", "ordinary formats")
             made[position] = DynamicOutput(places[position], outputs[position])
         return tuple(made)
 

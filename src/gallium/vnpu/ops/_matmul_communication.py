@@ -39,9 +39,7 @@ def all_reduce(mine: Tensor, hcom: str, reduce_op: str, comm_turn: int, result: 
     write(result, group.all_reduce(mine))
 
 
-def scaled_product(
-    x1: Matrix, x2: Matrix, bias: Tensor | None, rows: Tensor | None, columns: Tensor | None
-) -> Tensor:
+def scaled_product(x1: Matrix, x2: Matrix, bias: Tensor | None, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     """The product of int8 matrices, [rows, columns], in float32."""
     left, right = integers(x1), integers(x2)
     if left.dtype != torch.int8 or right.dtype != torch.int8:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gallium.vnpu.aclop import aclop
 from gallium.vnpu.refusals import Illegal
-from gallium.vnpu.tensors import DTYPES
+from gallium.vnpu.tensors import DTYPES, DynamicOutput
 from gallium.vnpu.writing import write
 
 
@@ -28,3 +29,38 @@ def cast(out: Tensor, /, x: Tensor, *, dst_type: int) -> None:
 def transpose(out: Tensor, /, x: Tensor, perm: Tensor) -> None:
     """torch.permute."""
     write(out, x.permute(perm.tolist()))
+
+
+@aclop("Slice")
+def slice_(out: Tensor, /, x: Tensor, offsets: Tensor, size: Tensor) -> None:
+    """The part of x of that size at these offsets."""
+    for dim, (start, length) in enumerate(zip(offsets.tolist(), size.tolist(), strict=True)):
+        x = x.narrow(dim, start, length)
+    write(out, x)
+
+
+@aclop("ReverseV2")
+def reverse(out: Tensor, /, x: Tensor, axis: Tensor) -> None:
+    """torch.flip."""
+    write(out, x.flip(axis.tolist()))
+
+
+@aclop("Pad")
+def pad(out: Tensor, /, x: Tensor, paddings: Tensor) -> None:
+    """x with zeros around it: a pair of counts for each dimension."""
+    counts = paddings.flatten().tolist()
+    pairs = [counts[i : i + 2] for i in range(0, len(counts), 2)]
+    write(out, torch.nn.functional.pad(x, [n for pair in reversed(pairs) for n in pair]))
+
+
+@aclop("NonZero", dynamic=("out",))
+def nonzero(out: DynamicOutput, /, x: Tensor, *, transpose: bool = False) -> None:
+    """torch.nonzero: [n, dimensions], or the other way round."""
+    places = torch.nonzero(x)
+    out.settle(places.T if transpose else places)
+
+
+@aclop("MaskedSelect", dynamic=("out",))
+def masked_select(out: DynamicOutput, /, x: Tensor, mask: Tensor) -> None:
+    """torch.masked_select."""
+    out.settle(torch.masked_select(x, mask))

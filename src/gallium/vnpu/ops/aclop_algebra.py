@@ -25,7 +25,32 @@ BINARY: dict[str, Callable[..., Any]] = {
     "RealDiv": torch.div,
     "Maximum": torch.maximum,
     "Minimum": torch.minimum,
+    "Pow": torch.pow,
+    "Greater": torch.gt,
+    "GreaterEqual": torch.ge,
+    "Less": torch.lt,
+    "LessEqual": torch.le,
+    "Equal": torch.eq,
+    "NotEqual": torch.ne,
 }
+UNARY: dict[str, Callable[..., Any]] = {
+    "Abs": torch.abs,
+    "Exp": torch.exp,
+    "Neg": torch.neg,
+    "Reciprocal": torch.reciprocal,
+    "Rsqrt": torch.rsqrt,
+    "Sigmoid": torch.sigmoid,
+    "Sqrt": torch.sqrt,
+    "Square": torch.square,
+    "Tanh": torch.tanh,
+}
+
+
+def _unary(function: Callable[..., Any]) -> Body:
+    def body(out: Tensor, /, x: Tensor) -> None:
+        into(function, out, x)
+
+    return body
 
 
 def _binary(function: Callable[..., Any]) -> Body:
@@ -38,6 +63,8 @@ def _binary(function: Callable[..., Any]) -> Body:
 
 for _name, _function in BINARY.items():
     aclop(_name)(_binary(_function))
+for _name, _function in UNARY.items():
+    aclop(_name)(_unary(_function))
 
 
 @aclop("AxpyV2")
@@ -56,6 +83,24 @@ def reduce_sum(out: Tensor, /, x: Tensor, axes: Tensor, *, keep_dims: bool) -> N
 def reduce_mean(out: Tensor, /, x: Tensor, axes: Tensor, *, keep_dims: bool) -> None:
     """torch.mean."""
     write(out, wide(x).mean(_axes(axes, x), keep_dims))
+
+
+@aclop("ArgMaxWithValue")
+def max_with_index(indices: Tensor, values: Tensor, /, x: Tensor, *, dimension: int, keep_dims: bool) -> None:
+    """torch.max along a dimension."""
+    _extreme(torch.max, indices, values, x, dimension, keep_dims)
+
+
+@aclop("ArgMinWithValue")
+def min_with_index(indices: Tensor, values: Tensor, /, x: Tensor, *, dimension: int, keep_dims: bool) -> None:
+    """torch.min along a dimension."""
+    _extreme(torch.min, indices, values, x, dimension, keep_dims)
+
+
+def _extreme(function: Callable[..., Any], indices: Tensor, values: Tensor, x: Tensor, dim: int, keep: bool) -> None:
+    found, places = function(x, dim, keep)
+    write(values, found)
+    write(indices, places)
 
 
 @aclop("ConcatD")

@@ -39,16 +39,22 @@ def relu_grad(out: Tensor, /, gradients: Tensor, features: Tensor) -> None:
     write(out, torch.where(features > 0, gradients, 0))
 
 
-@aclop("Sigmoid")
-def sigmoid(out: Tensor, /, x: Tensor) -> None:
-    """torch.sigmoid."""
-    into(torch.sigmoid, out, x)
-
-
 @aclop("SigmoidGrad")
 def sigmoid_grad(out: Tensor, /, y: Tensor, dy: Tensor) -> None:
     """The gradient of Sigmoid, from its output."""
     write(out, wide(dy) * wide(y) * (1 - wide(y)))
+
+
+@aclop("TanhGrad")
+def tanh_grad(out: Tensor, /, y: Tensor, dy: Tensor) -> None:
+    """The gradient of Tanh, from its output."""
+    write(out, wide(dy) * (1 - wide(y).square()))
+
+
+@aclop("ClipByValue")
+def clip(out: Tensor, /, x: Tensor, low: Tensor, high: Tensor) -> None:
+    """torch.clamp."""
+    into(torch.clamp, out, x, low, high)
 
 
 @aclop("Gelu")
@@ -82,6 +88,12 @@ def softmax_grad(out: Tensor, /, softmax: Tensor, grad: Tensor, *, axes: tuple[i
     write(out, torch.ops.aten._softmax_backward_data(wide(grad), probabilities, _one(axes), probabilities.dtype))
 
 
+@aclop("SwishGrad", unused={"y": "is the output of Swish, which follows from x"})
+def swish_grad(out: Tensor, /, dy: Tensor, x: Tensor, y: Tensor) -> None:
+    """The gradient of Swish with the scale 1."""
+    write(out, torch.ops.aten.silu_backward(wide(dy), wide(x)))
+
+
 @aclop("Swish")
 def swish(out: Tensor, /, x: Tensor, *, scale: float) -> None:
     """x * sigmoid(scale * x)."""
@@ -89,9 +101,21 @@ def swish(out: Tensor, /, x: Tensor, *, scale: float) -> None:
     write(out, values * torch.sigmoid(values * scale))
 
 
+@aclop("Mish")
+def mish(out: Tensor, /, x: Tensor) -> None:
+    """torch.nn.functional.mish."""
+    write(out, torch.nn.functional.mish(wide(x)))
+
+
+@aclop("MishGrad")
+def mish_grad(out: Tensor, /, grad: Tensor, x: Tensor) -> None:
+    """The gradient of Mish."""
+    write(out, torch.ops.aten.mish_backward(wide(grad), wide(x)))
+
+
 @aclop("CdistGrad")
 def cdist_grad(out: Tensor, /, grad: Tensor, x1: Tensor, x2: Tensor, cdist: Tensor, *, p: float) -> None:
-    """The gradient of torch.cdist to x1. All inputs are broadcast to [..., P, R, M]; out is [..., P, M]."""
+    """The gradient of torch.cdist to x1. All inputs are broadcast to [..., P, R, M]; out has the shape of x1."""
     difference = wide(x1) - wide(x2)
     distance, size = wide(cdist), difference.abs()
     if p in (INFINITE, math.inf):
@@ -103,7 +127,7 @@ def cdist_grad(out: Tensor, /, grad: Tensor, x1: Tensor, x2: Tensor, cdist: Tens
     else:
         share = difference.sign() * size.pow(p - 1) / distance.pow(p - 1)
         share = share.masked_fill_((distance == 0) | ((size == 0) & (p < 1)), 0.0)
-    write(out, (wide(grad) * share).sum(-2))
+    write(out, (wide(grad) * share).sum(-2).sum_to_size(out.shape))
 
 
 @aclop("RotaryMul")

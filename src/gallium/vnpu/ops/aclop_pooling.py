@@ -110,6 +110,53 @@ def avg_pool_grad(
     write(y, aten.avg_pool2d_backward(wide(grad), image, *window, ceil_mode, not exclusive, None))
 
 
+@aclop("MaxPool3D")
+def max_pool_3d(
+    y: Tensor,
+    /,
+    x: Tensor,
+    *,
+    ksize: Ints,
+    strides: Ints,
+    padding: str,
+    pads: Ints,
+    dilation: Ints,
+    ceil_mode: int,
+    data_format: str,
+) -> None:
+    """max_pool3d. In ceil_mode the pads at the ends are longer already."""
+    only("padding", padding, "CALCULATED")
+    only("data_format", data_format, "NCDHW")
+    pad = pads[0::2] if ceil_mode else _even(pads)
+    window = _last(ksize, 3), _last(strides, 3), pad, dilation[-3:]
+    write(y, aten.max_pool3d_with_indices(x, *window, bool(ceil_mode))[0])
+
+
+@aclop("MaxPool3DGrad", unused={"orig_y": "is the maxima of orig_x, which follow from it"})
+def max_pool_3d_grad(
+    y: Tensor,
+    /,
+    orig_x: Tensor,
+    orig_y: Tensor,
+    grads: Tensor,
+    *,
+    ksize: Ints,
+    strides: Ints,
+    padding: str,
+    pads: Ints,
+    data_format: str,
+) -> None:
+    """The gradient of MaxPool3D, to the first maximum of each window."""
+    only("padding", padding, "CALCULATED")
+    only("data_format", data_format, "NCDHW")
+    image, longer = wide(orig_x), pads[0::2] != pads[1::2]
+    window = _last(ksize, 3), _last(strides, 3), pads[0::2], [1, 1, 1], longer
+    maxima, indices = aten.max_pool3d_with_indices(image, *window)
+    if maxima.shape != grads.shape:
+        raise Unsupported("pads", pads, "those of a max_pool3d without dilation")
+    write(y, aten.max_pool3d_with_indices_backward(wide(grads), image, *window, indices))
+
+
 @aclop("AvgPool3D")
 def avg_pool_3d(
     y: Tensor,

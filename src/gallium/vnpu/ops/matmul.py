@@ -22,9 +22,11 @@ def product(out: Tensor, a: Tensor, b: Tensor) -> None:
     """`out = a @ b` as torch.matmul broadcasts it, computed in the output's type."""
     if a.dtype != out.dtype or b.dtype != out.dtype:
         a, b = a.to(out.dtype), b.to(out.dtype)
-    if a.dim() == 1 and b.dim() == 2:  # torch.matmul would make the output `[1, n]`
+    if a.dim() == b.dim() == 2:
+        into(torch.mm, out, a, b)
+    elif a.dim() == 1 and b.dim() == 2:  # torch.matmul would make the output `[1, n]`
         into(torch.mv, out, b.t(), a)
-    elif a.dim() == b.dim() == 2 or out.is_contiguous():
+    elif out.is_contiguous():
         into(torch.matmul, out, a, b)
     else:  # torch.matmul takes a strided `out` for two matrices only
         write(out, torch.matmul(a, b))

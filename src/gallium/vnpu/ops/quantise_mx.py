@@ -110,9 +110,7 @@ def anti_mx_quant(x: Tensor, mxscale: Tensor, axis: int, y_dtype: int, y: Tensor
     write(y, torch.ldexp(x.float().movedim(axis, -1), spread).movedim(-1, axis))
 
 
-def _quantise(
-    x: Tensor, axis: int, round_mode: str, block: int, scale_alg: int, y: MxOutput, mxscale: Tensor
-) -> None:
+def _quantise(x: Tensor, axis: int, round_mode: str, block: int, scale_alg: int, y: MxOutput, mxscale: Tensor) -> None:
     check_family("npu_dynamic_mx_quant", "950")
     check_dtype("input", x, HALVES)
     check_choice("round_mode", round_mode, ("rint",))
