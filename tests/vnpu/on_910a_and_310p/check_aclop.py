@@ -16,7 +16,10 @@ from torch.nn import functional
 
 from gallium.vnpu.aclop import call_counts
 
-pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage")  # torch_npu's own, when a module is copied
+pytestmark = [  # torch_npu's own: when a module is copied, and for views where formats may be internal
+    pytest.mark.filterwarnings("ignore:TypedStorage"),
+    pytest.mark.filterwarnings("ignore:current tensor is running as_strided"),
+]
 NC1HWC0, NZ = 3, 29
 CONVOLUTIONS = {
     "strides": (nn.Conv2d(4, 6, 3, stride=2, padding=1), 4),
