@@ -16,7 +16,10 @@ from torch.nn import functional
 
 from gallium.vnpu.aclop import call_counts
 
-pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage")  # torch_npu's own, when a module is copied
+pytestmark = [  # torch_npu's own: when a module is copied, and for views where formats may be internal
+    pytest.mark.filterwarnings("ignore:TypedStorage"),
+    pytest.mark.filterwarnings("ignore:current tensor is running as_strided"),
+]
 NC1HWC0, NZ = 3, 29
 CONVOLUTIONS = {
     "strides": (nn.Conv2d(4, 6, 3, stride=2, padding=1), 4),
@@ -101,7 +104,17 @@ def test_pooling_and_unfolding_in_float32() -> None:
     check_module(nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.AvgPool3d(2)), x, torch.float32, 1e-5)
     check_module(nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.MaxPool3d(2, ceil_mode=True)), x, torch.float32, 1e-5)
     check_module(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Unfold(2)), x[..., 0], torch.float32, 1e-5)
+    single = torch.randn(2, 5, 6, 7)
+    torch.testing.assert_close(functional.max_pool3d(single.npu(), 2).cpu(), functional.max_pool3d(single, 2))
     assert call_counts["AvgPool3DGrad"] and call_counts["MaxPool3DGrad"] and call_counts["Im2col"]
+
+
+def test_pooling_in_three_dimensions_whose_gradient_is_not_told_enough() -> None:
+    x = torch.randn(1, 2, 5, 6, 7).npu().requires_grad_()
+    with pytest.raises(RuntimeError, match="dilation"):
+        functional.max_pool3d(x, 2, 2, 0, 2).sum().backward()
+    with pytest.raises(RuntimeError, match="pads"):
+        functional.avg_pool3d(x, 3, 2, (1, 0, 1)).sum().backward()
 
 
 def test_rotary_embedding_and_its_gradient() -> None:

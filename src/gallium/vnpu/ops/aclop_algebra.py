@@ -40,6 +40,7 @@ UNARY: dict[str, Callable[..., Any]] = {
     "Reciprocal": torch.reciprocal,
     "Rsqrt": torch.rsqrt,
     "Sigmoid": torch.sigmoid,
+    "Sign": torch.sign,
     "Sqrt": torch.sqrt,
     "Square": torch.square,
     "Tanh": torch.tanh,

@@ -129,10 +129,11 @@ def max_pool_3d(
     only("data_format", data_format, "NCDHW")
     pad = pads[0::2] if ceil_mode else _even(pads)
     window = _last(ksize, 3), _last(strides, 3), pad, dilation[-3:]
-    write(y, aten.max_pool3d_with_indices(x, *window, bool(ceil_mode))[0])
+    maxima = aten.max_pool3d_with_indices(x, *window, bool(ceil_mode))[0]
+    write(y, maxima.unsqueeze(0) if y.dim() > x.dim() else maxima)  # op-plugin adds the batch to the output only
 
 
-@aclop("MaxPool3DGrad", unused={"orig_y": "is the maxima of orig_x, which follow from it"})
+@aclop("MaxPool3DGrad")
 def max_pool_3d_grad(
     y: Tensor,
     /,
@@ -146,14 +147,14 @@ def max_pool_3d_grad(
     pads: Ints,
     data_format: str,
 ) -> None:
-    """The gradient of MaxPool3D, to the first maximum of each window."""
+    """The gradient of MaxPool3D, to the first maximum of each window. The call does not tell the forward's dilation."""
     only("padding", padding, "CALCULATED")
     only("data_format", data_format, "NCDHW")
     image, longer = wide(orig_x), pads[0::2] != pads[1::2]
     window = _last(ksize, 3), _last(strides, 3), pads[0::2], [1, 1, 1], longer
     maxima, indices = aten.max_pool3d_with_indices(image, *window)
-    if maxima.shape != grads.shape:
-        raise Unsupported("pads", pads, "those of a max_pool3d without dilation")
+    if maxima.shape != orig_y.shape or not ((maxima == orig_y) | maxima.isnan()).all():
+        raise Unsupported("orig_y", orig_y, "the maxima of windows without dilation")
     write(y, aten.max_pool3d_with_indices_backward(wide(grads), image, *window, indices))
 
 
@@ -194,6 +195,10 @@ def avg_pool_3d_grad(
 ) -> None:
     """The gradient of AvgPool3D."""
     only("data_format", data_format, "NCDHW")
+    if (
+        len(set(pads)) > 1
+    ):  # op-plugin passes them in the order H, W, D, unlike all others (AvgPool3dBackwardKernelNpu.cpp)
+        raise Unsupported("pads", pads, "equal ones for depth, height and width")
     image = wide(grad).new_empty(1).expand(input_size.tolist())
     window = _last(ksize, 3), _last(strides, 3), _even(pads)
     write(y, aten.avg_pool3d_backward(wide(grad), image, *window, ceil_mode, count_include_pad, divisor_override))
