@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.vnpu.call_signatures import C_TYPES, draw
 
 from gallium.vnpu import loader, signatures
@@ -46,18 +44,14 @@ def call(kinds: str, values: list[Any]) -> None:
     assert second(None, 0, executor, None) == OK
 
 
-@given(seed=st.integers(0, 1 << 32))
-@settings(max_examples=300, deadline=None, database=None)
-def check(seen: list[tuple[Any, ...]], seed: int) -> None:
-    kinds, values = draw(random.Random(seed))
-    seen.clear()
-    call(kinds, values)
-    assert seen == [tuple(values)], kinds
-    assert [type(value) for value in seen[0]] == [type(value) for value in values]
-
-
 def test_every_argument_arrives(seen: list[tuple[Any, ...]]) -> None:
-    check(seen)
+    # Not with Hypothesis: it looks into all modules, among them one of torch_npu's that then imports torchair.
+    for seed in range(400):
+        kinds, values = draw(random.Random(seed))
+        seen.clear()
+        call(kinds, values)
+        assert seen == [tuple(values)], kinds
+        assert [type(value) for value in seen[0]] == [type(value) for value in values]
 
 
 @pytest.mark.parametrize("count", [0, 5, 6, 7, 8, 9, 20])

@@ -81,15 +81,20 @@ def _work(one: Pass, waiting: Queue[str]) -> Iterator[dict[str, Any]]:
         process.stdin.flush()
         verdict = _read(process)
         if verdict is None:
-            process.kill()
+            _stop(process)
             process = None
             verdict = {"entry": name, "outcome": "crash", "samples": 0, "left_out": {}, "detail": "", "called": []}
         if sys.stderr.isatty():
             print(f"\r{one.name}: {waiting.qsize()} left   ", end="", file=sys.stderr)
         yield verdict
-    if process is not None and process.stdin is not None:
-        process.stdin.close()
-        process.wait()
+    if process is not None:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    with process:  # closes the pipes and waits
+        pass
 
 
 def _start(one: Pass) -> subprocess.Popen[str]:

@@ -239,7 +239,7 @@ def _kind(error: Exception) -> str:
 
 
 def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = re.sub(r"\[ERROR\] \S+ \(PID.*?\) ", "", " ".join(str(error).split()))  # the same at every run
     marker = text.find("aclnn", text.find("PTA call acl api failed"))
     return (text[marker:] if "PTA call acl api failed" in text and marker >= 0 else f"{type(error).__name__}: {text}")[
         :300

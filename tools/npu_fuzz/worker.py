@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import sys
+import tempfile
 import warnings
 from functools import cache
 from itertools import islice
@@ -28,6 +29,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    os.chdir(tempfile.mkdtemp(prefix="npu-fuzz-"))  # some operators save tensors in the folder where they run
     fuzzer = Fuzzer(seed=int(sys.argv[1]))
     _limit_memory()
     guards = [torch.full((size,), 7.0).npu() for size in (1, 100, 1000)]
