@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch_npu
 
 from gallium.vnpu import soc, tensors
 from gallium.vnpu.refusals import Illegal, Unsupported
@@ -84,3 +85,21 @@ def test_views_made_in_inference_mode_serve_afterwards() -> None:
 def test_int4_pairs_are_unpacked_low_half_first() -> None:
     packed = torch.tensor([0x21, 0xF8], dtype=torch.uint8)
     assert tensors.unpack4(packed).tolist() == [1, 2, -8, -1]
+
+
+def test_an_output_that_would_get_other_strides_is_refused_and_keeps_its_own() -> None:
+    out = make(torch.zeros(1, 2, 3, 6))
+    x = torch.ones(1, 2, 1, 3).to(memory_format=torch.channels_last)
+    with pytest.raises(Illegal, match="output's strides"):
+        into(torch.ops.aten.max_unpool2d, out, x, torch.zeros(1, 2, 1, 3, dtype=torch.int64), [3, 6])
+    assert out.is_contiguous()
+
+
+def test_an_empty_input_and_an_empty_output_are_two_tensors() -> None:
+    assert torch.take(torch.empty(0).npu(), torch.empty(0, dtype=torch.int64).npu()).shape == (0,)
+
+
+def test_host_memory_lent_to_the_device_is_read_and_freed() -> None:
+    x = torch_npu.empty_with_swapped_memory([17], dtype=torch.float32, device="npu")
+    x.fill_(3)
+    assert x.add(1).cpu().tolist() == [4] * 17

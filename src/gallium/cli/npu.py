@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+EPILOG = """\b
+Examples:
+  gallium npu run train.py --epochs 1
+  gallium npu doctor
+  gallium npu ops --missing
+"""
+
 RUN_EPILOG = """\b
 Examples:
   gallium npu run train.py --epochs 1
@@ -44,7 +51,7 @@ def machine_options(function: F) -> F:
     return function
 
 
-@click.group()
+@click.group(epilog=EPILOG)
 def npu() -> None:
     """Run torch_npu programs on a virtual Ascend NPU: no chip, no CANN, the torch_npu wheel as published.
 
