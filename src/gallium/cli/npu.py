@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gallium.cli.options import Command
+from gallium.cli.options import Command, CommandGroup
 from gallium.cli.terminal import table
 from gallium.errors import GalliumError, UsageError
 
@@ -51,7 +51,7 @@ def machine_options(function: F) -> F:
     return function
 
 
-@click.group(epilog=EPILOG)
+@click.group(cls=CommandGroup, epilog=EPILOG)
 def npu() -> None:
     """Run torch_npu programs on a virtual Ascend NPU: no chip, no CANN, the torch_npu wheel as published.
 

@@ -211,8 +211,7 @@ class Command(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """click's, with --debug before --help."""
-        params = super().get_params(ctx)
-        return [*params[:-1], _debug_option(), params[-1]] if params else [_debug_option()]
+        return _with_debug(super().get_params(ctx))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """click's, with a heading per section."""
@@ -224,6 +223,18 @@ class Command(click.Command):
         for heading, rows in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)
+
+
+class CommandGroup(click.Group):
+    """A command of several that knows --debug."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """click's, with --debug before --help."""
+        return _with_debug(super().get_params(ctx))
+
+
+def _with_debug(params: list[click.Parameter]) -> list[click.Parameter]:
+    return [*params[:-1], _debug_option(), params[-1]] if params else [_debug_option()]
 
 
 @functools.cache
