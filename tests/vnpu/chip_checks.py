@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from gallium.vnpu import install, loader, soc
+from gallium.vnpu.library import core
 from gallium.vnpu.options import Options
 
 install(Options())
@@ -21,7 +22,7 @@ from gallium.vnpu import ops  # noqa: E402
 def use(chip: soc.Soc) -> str:
     """What the chip says of itself and of bfloat16."""
     soc.choose(chip)
-    loader._configure(loader.core(), chip, Options(soc=chip.name))
+    loader._configure(core(), chip, Options(soc=chip.name))
     number = torch_npu.npu.utils.get_soc_version()
     product = (torch.ones(3, 2).npu() @ torch.ones(2, 3).npu()).sum().item()
     memory = torch.npu.get_device_properties(0).total_memory

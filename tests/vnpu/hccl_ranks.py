@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gallium.vnpu.loader import core
+from gallium.vnpu.library import core
 
 ROOT_INFO_BYTES = 4108
 INT8, INT16, INT32, FLOAT16, FLOAT32, INT64, UINT64, UINT8, UINT16, UINT32, FLOAT64, BFLOAT16 = range(12)

@@ -183,7 +183,7 @@ def groups_and_handles() -> None:
     manager.wait()
     equal(many, [torch.stack(everyones(3)).sum(0)] * 3)
     name = dist.group.WORLD._get_backend(torch.device("npu")).get_hccl_comm_name(rank())
-    from gallium.vnpu.loader import core
+    from gallium.vnpu.library import core
 
     core().ga_vnpu_hccl_find.restype = __import__("ctypes").c_void_p
     assert core().ga_vnpu_hccl_find(name.encode()), f"no communicator {name!r}"

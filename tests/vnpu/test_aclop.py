@@ -19,7 +19,7 @@ import torch_npu
 from torch import Tensor, nn
 
 from gallium.vnpu.aclop import bound, call_counts
-from gallium.vnpu.loader import core, core_with_lock
+from gallium.vnpu.library import core, core_with_lock
 from gallium.vnpu.tensors import DynamicOutput
 
 HERE = Path(__file__).parent

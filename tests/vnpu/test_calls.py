@@ -12,6 +12,7 @@ import torch
 from tests.vnpu.call_signatures import C_TYPES, draw
 
 from gallium.vnpu import loader, signatures
+from gallium.vnpu.library import core
 
 NAME = "AdaptiveAvgPool3d"  # any function that has a stub
 OK = 0
@@ -27,12 +28,12 @@ def seen() -> Iterator[list[tuple[Any, ...]]]:
     yield calls
     from gallium.vnpu.registry import operators
 
-    loader.core().ga_vnpu_set_signature(index, signatures.table()[NAME].kinds.encode())
+    core().ga_vnpu_set_signature(index, signatures.table()[NAME].kinds.encode())
     loader._set_body(NAME, index, loader._checked(operators()[NAME]))
 
 
 def call(kinds: str, values: list[Any]) -> None:
-    library = loader.core()
+    library = core()
     assert library.ga_vnpu_set_signature(loader._indices()[NAME], kinds.encode()) == OK
     first = getattr(library, f"aclnn{NAME}GetWorkspaceSize")
     first.argtypes = [*(C_TYPES[kind] for kind in kinds), ctypes.c_void_p, ctypes.c_void_p]
@@ -63,7 +64,7 @@ def test_one_kind_alone_fills_registers_and_stack(seen: list[tuple[Any, ...]], k
 
 
 def test_null_handles_are_none_and_null_lists_are_empty(seen: list[tuple[Any, ...]]) -> None:
-    library = loader.core()
+    library = core()
     index = loader._indices()[NAME]
     assert library.ga_vnpu_set_signature(index, b"TSLlIFBs") == OK
     first = getattr(library, f"aclnn{NAME}GetWorkspaceSize")
@@ -77,6 +78,6 @@ def test_null_handles_are_none_and_null_lists_are_empty(seen: list[tuple[Any, ..
 
 
 def test_an_executor_that_does_not_exist_is_refused() -> None:
-    second = getattr(loader.core(), f"aclnn{NAME}")
+    second = getattr(core(), f"aclnn{NAME}")
     second.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p]
     assert second(None, 0, None, None) == 161001

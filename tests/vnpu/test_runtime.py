@@ -17,7 +17,7 @@ from tests.vnpu.support import called
 from torch import Tensor
 
 from gallium.vnpu import soc
-from gallium.vnpu.loader import core
+from gallium.vnpu.library import core
 
 runtime_checks = (programs.HERE / "runtime_checks.py").read_text(encoding="utf-8").split("@check\ndef ")[1:]
 CHECKS = [text.split("(")[0] for text in runtime_checks]

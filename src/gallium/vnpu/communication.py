@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gallium.vnpu.loader import core
+from gallium.vnpu.library import core
 from gallium.vnpu.refusals import Illegal, Refusal
 
 FLOAT32, UINT8 = 4, 7  # HCCL's codes

@@ -9,7 +9,8 @@ from importlib import metadata
 from typing import Any
 
 from gallium.vnpu import launch, signatures, soc
-from gallium.vnpu.loader import CANN_VERSION, core, function_indices
+from gallium.vnpu.library import core
+from gallium.vnpu.loader import CANN_VERSION, function_indices
 
 COLUMNS = ("name", "status", "limits", "source")
 OP_PLUGIN = "https://gitcode.com/Ascend/op-plugin/blob/master/"

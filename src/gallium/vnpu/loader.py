@@ -8,17 +8,16 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from gallium.vnpu import compilers, labels, signatures, soc
+from gallium.vnpu.library import core, core_with_lock, libraries
 from gallium.vnpu.options import OptionError, Options
 from gallium.vnpu.refusals import describe
 
 CANN_VERSION = "9.0.0"
-CORE = "libgallium_cann.so"
 # A real CANN elsewhere would be preferred by torch_npu, or demanded.
 FOREIGN_CANN = ("ASCEND_HOME_PATH", "ASCEND_OPP_PATH", "ASCEND_CUSTOM_OPP_PATH")
 
@@ -52,28 +51,6 @@ def install(options: Options | None = None) -> None:
     _set_hooks(library)
     labels.attach()
     compilers.attach()
-
-
-@cache
-def libraries() -> Path:
-    """The folder of the emulated CANN. Raises RuntimeError if this build has none."""
-    package = find_spec("gallium")
-    for folder in (package.submodule_search_locations or ()) if package else ():  # an editable installation has two
-        if (path := Path(folder) / "_native" / "vnpu").joinpath(CORE).exists():
-            return path
-    raise RuntimeError("this build of gallium has no virtual NPU (it is built on Linux only).")
-
-
-@cache
-def core() -> ctypes.CDLL:
-    """The library that holds all of CANN's symbols; its functions run without the interpreter lock."""
-    return ctypes.CDLL(str(libraries() / CORE), mode=ctypes.RTLD_GLOBAL)
-
-
-@cache
-def core_with_lock() -> ctypes.PyDLL:
-    """The same library, for its functions that take Python objects."""
-    return ctypes.PyDLL(str(libraries() / CORE))
 
 
 def wrap_bodies(wrapper: Callable[[str, Callable[..., None]], Callable[..., None]]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gallium.vnpu import soc
+from gallium.vnpu.library import core
 from gallium.vnpu.refusals import Illegal, Unsupported
 
 DTYPES: dict[int, torch.dtype] = {
@@ -139,8 +140,6 @@ class DynamicOutput:
 
     def settle(self, result: Tensor) -> None:
         """Write the data and tell torch_npu the real shape."""
-        from gallium.vnpu.loader import core
-
         flat = self.room.as_strided((self.room.numel(),), (1,))
         flat[: result.numel()].copy_(result.reshape(-1))
         dims = (ctypes.c_int64 * max(result.dim(), 1))(*result.shape)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from gallium.vnpu import imports, loader
+from gallium.vnpu.library import core_with_lock
 from gallium.vnpu.options import PREFIX
 
 
@@ -22,7 +23,7 @@ def begin() -> None:
     recorder = Recorder()
     os.environ.setdefault(f"{PREFIX}_REPORT_OWNER", str(os.getpid()))
     loader.wrap_bodies(recorder.wrap)
-    python = loader.core_with_lock()
+    python = core_with_lock()
     python.ga_vnpu_set_observer.argtypes = [ctypes.py_object]
     python.ga_vnpu_set_observer.restype = None
     python.ga_vnpu_set_observer(recorder.event)

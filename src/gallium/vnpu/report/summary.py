@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 from gallium.vnpu import soc
-from gallium.vnpu.loader import CANN_VERSION, core
+from gallium.vnpu.library import core
+from gallium.vnpu.loader import CANN_VERSION
 from gallium.vnpu.options import Options
 from gallium.vnpu.report.recorder import Recorder
 
