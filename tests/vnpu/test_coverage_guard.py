@@ -30,7 +30,7 @@ def read_names(operator: Operator) -> set[str]:
 
 @cache
 def fields_read(arguments: type) -> set[str]:
-    """Of operators whose parameters fill a class (attention/named.py): the fields that its code reads.
+    """Of operators whose parameters fill a class (vnpu/named.py): the fields that its code reads.
 
     That is `self.x` in the class and `call.x` in the checks of the package.
     """

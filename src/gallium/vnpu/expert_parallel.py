@@ -66,35 +66,52 @@ class Routes:
         return [int(count) for count in self.counts.sum(1).tolist()]
 
 
-def find_experts(
-    group_ep: str,
-    ep_world_size: int,
-    ep_rank_id: int,
-    moe_expert_num: int,
-    tp_world_size: int,
-    expert_shard_type: int,
-    shared_expert_num: int,
-    shared_expert_rank_num: int,
-) -> Experts:
-    """The placement that the arguments describe, after the documented checks."""
-    check_family("npu_moe_distribute_dispatch", *SINCE_910B)
-    family = soc.current().family
-    check_choice("ep_world_size", ep_world_size, RANKS[family])
-    check_choice("tp_world_size", tp_world_size, (0, 1))
-    check_choice("expert_shard_type", expert_shard_type, (0,))
-    check_choice("moe_expert_num", moe_expert_num, range(1, MOST_EXPERTS + 1), f"1 to {MOST_EXPERTS}")
-    check_choice("shared_expert_num", shared_expert_num, range(MOST_SHARED + 1), f"0 to {MOST_SHARED}")
-    if family == "910B" and shared_expert_rank_num:
-        raise Illegal("shared_expert_rank_num", shared_expert_rank_num, "0 on 910B, which has no shared experts")
-    if not 0 <= shared_expert_rank_num < ep_world_size:
-        raise Illegal("shared_expert_rank_num", shared_expert_rank_num, "below ep_world_size")
-    if shared_expert_rank_num and (not shared_expert_num or shared_expert_rank_num % shared_expert_num):
-        raise Illegal("shared_expert_rank_num", shared_expert_rank_num, "a multiple of shared_expert_num")
-    if moe_expert_num % (ep_world_size - shared_expert_rank_num):
-        raise Illegal("moe_expert_num", moe_expert_num, "a multiple of the number of ranks without shared experts")
-    group = find_group("group_ep", group_ep, ep_world_size, ep_rank_id)
-    shared = shared_expert_num if shared_expert_rank_num else 0
-    return Experts(group, moe_expert_num, shared, shared_expert_rank_num)
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The parameters, common to all operators here, that say which expert is where; the base of their calls."""
+
+    group_ep: str
+    ep_world_size: int
+    ep_rank_id: int
+    moe_expert_num: int
+    group_tp: str
+    tp_world_size: int
+    tp_rank_id: int
+    expert_shard_type: int
+    shared_expert_num: int
+    shared_expert_rank_num: int
+    elastic_info: Tensor | None = None
+    performance_info: Tensor | None = None
+
+    def refuse_reserved(self) -> None:
+        """Arguments for hardware that changes while it runs, and for measuring it."""
+        refuse_given(elastic_info=self.elastic_info, performance_info=self.performance_info)
+
+    def experts(self) -> Experts:
+        """The placement, after the documented checks."""
+        check_family("npu_moe_distribute_dispatch", *SINCE_910B)
+        family = soc.current().family
+        check_choice("ep_world_size", self.ep_world_size, RANKS[family])
+        check_choice("tp_world_size", self.tp_world_size, (0, 1))
+        check_choice("expert_shard_type", self.expert_shard_type, (0,))
+        check_choice("moe_expert_num", self.moe_expert_num, range(1, MOST_EXPERTS + 1), f"1 to {MOST_EXPERTS}")
+        check_choice("shared_expert_num", self.shared_expert_num, range(MOST_SHARED + 1), f"0 to {MOST_SHARED}")
+        self._check_shared_ranks(family)
+        if self.moe_expert_num % (self.ep_world_size - self.shared_expert_rank_num):
+            legal = "a multiple of the number of ranks without shared experts"
+            raise Illegal("moe_expert_num", self.moe_expert_num, legal)
+        group = find_group("group_ep", self.group_ep, self.ep_world_size, self.ep_rank_id)
+        shared = self.shared_expert_num if self.shared_expert_rank_num else 0
+        return Experts(group, self.moe_expert_num, shared, self.shared_expert_rank_num)
+
+    def _check_shared_ranks(self, family: str) -> None:
+        ranks, shared = self.shared_expert_rank_num, self.shared_expert_num
+        if family == "910B" and ranks:
+            raise Illegal("shared_expert_rank_num", ranks, "0 on 910B, which has no shared experts")
+        if not 0 <= ranks < self.ep_world_size:
+            raise Illegal("shared_expert_rank_num", ranks, "below ep_world_size")
+        if ranks and (not shared or ranks % shared):
+            raise Illegal("shared_expert_rank_num", ranks, "a multiple of shared_expert_num")
 
 
 def check_tokens(tokens: int, hidden: int, choices: int, comm_alg: str, global_bs: int, ranks: int) -> None:
@@ -110,11 +127,6 @@ def check_tokens(tokens: int, hidden: int, choices: int, comm_alg: str, global_b
         raise Illegal("the experts of a token", choices, f"1 to {MOST_CHOICES}")
     if global_bs and (global_bs % ranks or tokens > global_bs // ranks):
         raise Illegal("global_bs", global_bs, f"the largest batch times ep_world_size, {ranks}")
-
-
-def refuse_reserved(elastic_info: Tensor | None, performance_info: Tensor | None) -> None:
-    """Arguments for hardware that changes while it runs, and for measuring it."""
-    refuse_given(elastic_info=elastic_info, performance_info=performance_info)
 
 
 def routes(experts: Experts, expert_ids: Tensor, active: Tensor | None) -> Routes:

@@ -8,15 +8,8 @@ import torch
 from torch import Tensor
 
 from gallium.vnpu.checks import HALVES, check_dtype, check_shape
-from gallium.vnpu.expert_parallel import UNUSED, Experts, check_tokens, give_back, routes
-from gallium.vnpu.refusals import Illegal, only, refuse_given
-
-COMBINE_UNUSED = UNUSED | {
-    "expand_scales": "repeats expert_scales for ranks that add before they send, which changes no result",
-    "tp_send_counts": "is reserved: there is no communication over a second group",
-}
-ASSIST = {"assist_info_for_combine": "holds nothing here: the counts and expert_ids say where rows go"}
-IDX = {"expand_idx": "says again what the counts and expert_ids say"}
+from gallium.vnpu.expert_parallel import Experts, check_tokens, give_back, routes
+from gallium.vnpu.refusals import Illegal
 
 
 class Special(NamedTuple):
@@ -29,20 +22,6 @@ class Special(NamedTuple):
     alpha_1: Tensor | None = None
     alpha_2: Tensor | None = None
     v: Tensor | None = None
-
-
-def refuse_quantised_forms(
-    activation_scale: Tensor | None,
-    weight_scale: Tensor | None,
-    group_list: Tensor | None,
-    out_dtype: int,
-    comm_quant_mode: int,
-    group_list_type: int,
-) -> None:
-    refuse_given(activation_scale=activation_scale, weight_scale=weight_scale, group_list=group_list)
-    only("out_dtype", out_dtype, 0)
-    only("comm_quant_mode", comm_quant_mode, 0)
-    only("group_list_type", group_list_type, 0)
 
 
 def combine(

@@ -12,8 +12,8 @@ from gallium.vnpu.attention import layouts
 from gallium.vnpu.attention.core import LOWEST, Attention, attend, log_sum_exp
 from gallium.vnpu.attention.gradient import Forward, Gradients, attend_backward
 from gallium.vnpu.attention.limits import need_chip, need_groups
-from gallium.vnpu.attention.named import register_named
 from gallium.vnpu.attention.visibility import UNLIMITED, Visible
+from gallium.vnpu.named import register_named
 from gallium.vnpu.registry import Illegal, only, refuse_given
 
 PAGE = "npu_block_sparse_attention"

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gallium.vnpu.attention import layouts
 from gallium.vnpu.attention.core import attend
-from gallium.vnpu.attention.named import register_named
 from gallium.vnpu.attention.training import Training
+from gallium.vnpu.named import register_named
 from gallium.vnpu.registry import Unsupported
 
 SAME = {"pre_tockens": "pre_tokens", "next_tockens": "next_tokens"}

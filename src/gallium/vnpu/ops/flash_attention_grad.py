@@ -10,9 +10,9 @@ from torch import Tensor
 
 from gallium.vnpu.attention import layouts
 from gallium.vnpu.attention.gradient import Forward, Gradients, attend_backward
-from gallium.vnpu.attention.named import register_named
 from gallium.vnpu.attention.positions import ALIBI
 from gallium.vnpu.attention.training import Part, Training
+from gallium.vnpu.named import register_named
 from gallium.vnpu.ops.flash_attention import SAME
 from gallium.vnpu.registry import Illegal, Unsupported, refuse_given
 

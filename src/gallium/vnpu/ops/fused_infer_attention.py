@@ -10,8 +10,8 @@ from gallium.vnpu import soc
 from gallium.vnpu.attention.inference import Inference
 from gallium.vnpu.attention.inference_limits import check
 from gallium.vnpu.attention.limits import need_chip
-from gallium.vnpu.attention.named import register_named
 from gallium.vnpu.attention.visibility import UNLIMITED
+from gallium.vnpu.named import register_named
 from gallium.vnpu.registry import Illegal
 
 QUANTISED_NAMES = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from gallium.vnpu.attention.batches import Batches, causal
 from gallium.vnpu.attention.indexer import index_scores, index_terms
 from gallium.vnpu.attention.limits import need_chip
-from gallium.vnpu.attention.named import register_named
+from gallium.vnpu.named import register_named
 from gallium.vnpu.ops.sparse_attention import chosen
 from gallium.vnpu.registry import Illegal, only, op
 

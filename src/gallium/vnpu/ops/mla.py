@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gallium.vnpu.attention import slots
 from gallium.vnpu.attention.limits import need_chip
-from gallium.vnpu.attention.named import register_named
 from gallium.vnpu.attention.rotary import INTERLEAVED_TO_HALF, rotated
+from gallium.vnpu.named import register_named
 from gallium.vnpu.registry import Illegal, Unsupported, only, refuse_given
 from gallium.vnpu.tensors import Blocked, dense
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,14 +13,14 @@ from gallium.vnpu.communication import find_group
 from gallium.vnpu.expert_parallel import (
     UNUSED,
     Experts,
+    Placement,
     Routes,
     arrivals,
     check_tokens,
     deliver,
-    find_experts,
-    refuse_reserved,
     routes,
 )
+from gallium.vnpu.named import register_named
 from gallium.vnpu.quantisation import symmetric, write_quantised
 from gallium.vnpu.refusals import Illegal, only, refuse_given
 from gallium.vnpu.registry import op
@@ -39,190 +40,68 @@ class _Outputs(NamedTuple):
     expand_scales: Tensor | None
 
 
-@op("MoeDistributeDispatch", unused=_UNUSED)
-def moe_distribute_dispatch(
-    x: Tensor,
-    expert_ids: Tensor,
-    scales: Tensor | None,
-    x_active_mask: Tensor | None,
-    expert_scales: Tensor | None,
-    group_ep: str,
-    ep_world_size: int,
-    ep_rank_id: int,
-    moe_expert_num: int,
-    group_tp: str,
-    tp_world_size: int,
-    tp_rank_id: int,
-    expert_shard_type: int,
-    shared_expert_num: int,
-    shared_expert_rank_num: int,
-    quant_mode: int,
-    global_bs: int,
-    expert_token_nums_type: int,
-    expand_x: Tensor,
-    dynamic_scales: Tensor | None,
-    expand_idx: Tensor,
-    expert_token_nums: Tensor,
-    ep_recv_counts: Tensor,
-    tp_recv_counts: Tensor | None,
-    expand_scales: Tensor | None,
-) -> None:
-    """Docs of op-plugin: torch_npu.npu_moe_distribute_dispatch. expand_idx: for each choice, how many earlier ones of
-    this rank name the same expert."""
-    experts = find_experts(
-        group_ep, ep_world_size, ep_rank_id, moe_expert_num, tp_world_size, expert_shard_type, shared_expert_num,
-        shared_expert_rank_num,
-    )  # fmt: skip
-    outputs = _Outputs(expand_x, dynamic_scales, expert_token_nums, ep_recv_counts, expand_scales)
-    _dispatch(
-        experts, x, expert_ids, scales, x_active_mask, expert_scales, quant_mode, global_bs, expert_token_nums_type,
-        "", outputs,
-    )  # fmt: skip
-    flat = expert_ids.reshape(-1).long()
-    order = flat.argsort(stable=True)
-    counts = torch.bincount(flat)
-    starts = (counts.cumsum(0) - counts)[flat[order]]
-    write(expand_idx, torch.empty_like(order).scatter_(0, order, torch.arange(len(flat)) - starts))
+@dataclass(frozen=True, kw_only=True)
+class Dispatch(Placement):
+    """Docs of op-plugin: torch_npu.npu_moe_distribute_dispatch, npu_moe_distribute_dispatch_v2.
+
+    expand_idx: for each choice, how many earlier ones of this rank name the same expert. assist_info_for_combine
+    becomes zero: what it holds is the chip's own affair, and combining here needs the counts only.
+    """
+
+    x: Tensor
+    expert_ids: Tensor
+    scales: Tensor | None
+    x_active_mask: Tensor | None
+    expert_scales: Tensor | None
+    quant_mode: int
+    global_bs: int
+    expert_token_nums_type: int
+    comm_alg: str = ""
+    expand_x: Tensor
+    dynamic_scales: Tensor | None
+    expand_idx: Tensor | None = None
+    assist_info_for_combine: Tensor | None = None
+    expert_token_nums: Tensor
+    ep_recv_counts: Tensor
+    tp_recv_counts: Tensor | None
+    expand_scales: Tensor | None
+
+    def run(self) -> None:
+        """Send, and write all outputs."""
+        outputs = _Outputs(
+            self.expand_x, self.dynamic_scales, self.expert_token_nums, self.ep_recv_counts, self.expand_scales
+        )
+        _dispatch(
+            self.experts(), self.x, self.expert_ids, self.scales, self.x_active_mask, self.expert_scales,
+            self.quant_mode, self.global_bs, self.expert_token_nums_type, self.comm_alg, outputs,
+        )  # fmt: skip
+        if self.expand_idx is not None:
+            write(self.expand_idx, _earlier_choices(self.expert_ids))
+        if self.assist_info_for_combine is not None:
+            self.assist_info_for_combine.zero_()
 
 
-@op("MoeDistributeDispatchV2", unused=_UNUSED)
-def moe_distribute_dispatch_v2(
-    x: Tensor,
-    expert_ids: Tensor,
-    scales: Tensor | None,
-    x_active_mask: Tensor | None,
-    expert_scales: Tensor | None,
-    group_ep: str,
-    ep_world_size: int,
-    ep_rank_id: int,
-    moe_expert_num: int,
-    group_tp: str,
-    tp_world_size: int,
-    tp_rank_id: int,
-    expert_shard_type: int,
-    shared_expert_num: int,
-    shared_expert_rank_num: int,
-    quant_mode: int,
-    global_bs: int,
-    expert_token_nums_type: int,
-    comm_alg: str,
-    expand_x: Tensor,
-    dynamic_scales: Tensor | None,
-    assist_info_for_combine: Tensor,
-    expert_token_nums: Tensor,
-    ep_recv_counts: Tensor,
-    tp_recv_counts: Tensor | None,
-    expand_scales: Tensor | None,
-) -> None:
-    """Docs of op-plugin: torch_npu.npu_moe_distribute_dispatch_v2. assist_info_for_combine becomes zero: what it holds
-    is the chip's own affair, and combining here needs the counts only."""
-    experts = find_experts(
-        group_ep, ep_world_size, ep_rank_id, moe_expert_num, tp_world_size, expert_shard_type, shared_expert_num,
-        shared_expert_rank_num,
-    )  # fmt: skip
-    outputs = _Outputs(expand_x, dynamic_scales, expert_token_nums, ep_recv_counts, expand_scales)
-    _dispatch(
-        experts, x, expert_ids, scales, x_active_mask, expert_scales, quant_mode, global_bs, expert_token_nums_type,
-        comm_alg, outputs,
-    )  # fmt: skip
-    assist_info_for_combine.zero_()
+@dataclass(frozen=True, kw_only=True)
+class DispatchWithSpecial(Dispatch):
+    """With experts that need no rank: their choices are not sent."""
+
+    zero_expert_num: int
+    copy_expert_num: int
+    const_expert_num: int
+
+    def run(self) -> None:
+        """Check their numbers, then as without them."""
+        special = (self.zero_expert_num, self.copy_expert_num, self.const_expert_num)
+        _check_ids(self.expert_ids, self.moe_expert_num, *special)
+        self.refuse_reserved()
+        super().run()
 
 
-@op("MoeDistributeDispatchV3", unused=_UNUSED)
-def moe_distribute_dispatch_v3(
-    x: Tensor,
-    expert_ids: Tensor,
-    scales: Tensor | None,
-    x_active_mask: Tensor | None,
-    expert_scales: Tensor | None,
-    elastic_info: Tensor | None,
-    group_ep: str,
-    ep_world_size: int,
-    ep_rank_id: int,
-    moe_expert_num: int,
-    group_tp: str,
-    tp_world_size: int,
-    tp_rank_id: int,
-    expert_shard_type: int,
-    shared_expert_num: int,
-    shared_expert_rank_num: int,
-    quant_mode: int,
-    global_bs: int,
-    expert_token_nums_type: int,
-    comm_alg: str,
-    zero_expert_num: int,
-    copy_expert_num: int,
-    const_expert_num: int,
-    expand_x: Tensor,
-    dynamic_scales: Tensor | None,
-    assist_info_for_combine: Tensor,
-    expert_token_nums: Tensor,
-    ep_recv_counts: Tensor,
-    tp_recv_counts: Tensor | None,
-    expand_scales: Tensor | None,
-) -> None:
-    """MoeDistributeDispatchV2 with experts that need no rank: their choices are not sent."""
-    _check_ids(expert_ids, moe_expert_num, zero_expert_num, copy_expert_num, const_expert_num)
-    refuse_reserved(elastic_info, None)
-    experts = find_experts(
-        group_ep, ep_world_size, ep_rank_id, moe_expert_num, tp_world_size, expert_shard_type, shared_expert_num,
-        shared_expert_rank_num,
-    )  # fmt: skip
-    outputs = _Outputs(expand_x, dynamic_scales, expert_token_nums, ep_recv_counts, expand_scales)
-    _dispatch(
-        experts, x, expert_ids, scales, x_active_mask, expert_scales, quant_mode, global_bs, expert_token_nums_type,
-        comm_alg, outputs,
-    )  # fmt: skip
-    assist_info_for_combine.zero_()
-
-
-@op("MoeDistributeDispatchV4", unused=_UNUSED)
-def moe_distribute_dispatch_v4(
-    x: Tensor,
-    expert_ids: Tensor,
-    scales: Tensor | None,
-    x_active_mask: Tensor | None,
-    expert_scales: Tensor | None,
-    elastic_info: Tensor | None,
-    performance_info: Tensor | None,
-    group_ep: str,
-    ep_world_size: int,
-    ep_rank_id: int,
-    moe_expert_num: int,
-    group_tp: str,
-    tp_world_size: int,
-    tp_rank_id: int,
-    expert_shard_type: int,
-    shared_expert_num: int,
-    shared_expert_rank_num: int,
-    quant_mode: int,
-    global_bs: int,
-    expert_token_nums_type: int,
-    comm_alg: str,
-    zero_expert_num: int,
-    copy_expert_num: int,
-    const_expert_num: int,
-    expand_x: Tensor,
-    dynamic_scales: Tensor | None,
-    assist_info_for_combine: Tensor,
-    expert_token_nums: Tensor,
-    ep_recv_counts: Tensor,
-    tp_recv_counts: Tensor | None,
-    expand_scales: Tensor | None,
-) -> None:
-    """MoeDistributeDispatchV3 that could measure itself."""
-    _check_ids(expert_ids, moe_expert_num, zero_expert_num, copy_expert_num, const_expert_num)
-    refuse_reserved(elastic_info, performance_info)
-    experts = find_experts(
-        group_ep, ep_world_size, ep_rank_id, moe_expert_num, tp_world_size, expert_shard_type, shared_expert_num,
-        shared_expert_rank_num,
-    )  # fmt: skip
-    outputs = _Outputs(expand_x, dynamic_scales, expert_token_nums, ep_recv_counts, expand_scales)
-    _dispatch(
-        experts, x, expert_ids, scales, x_active_mask, expert_scales, quant_mode, global_bs, expert_token_nums_type,
-        comm_alg, outputs,
-    )  # fmt: skip
-    assist_info_for_combine.zero_()
+_SAME = {"assist_info_forcombine": "assist_info_for_combine"}
+for _name in ("MoeDistributeDispatch", "MoeDistributeDispatchV2"):
+    register_named(_name, Dispatch, same=_SAME, cube=False, unused=_UNUSED)
+for _name in ("MoeDistributeDispatchV3", "MoeDistributeDispatchV4"):
+    register_named(_name, DispatchWithSpecial, same=_SAME, cube=False, unused=_UNUSED)
 
 
 @op("DistributeBarrier", unused={"x": "is passed through: the operator only waits for the other ranks"})
@@ -240,6 +119,14 @@ def distribute_barrier_v2(
     check_family("_npu_distribute_barrier", "910_93", "950")
     refuse_given(time_out=time_out, elastic_info=elastic_info)
     find_group("group", group, world_size).barrier()
+
+
+def _earlier_choices(expert_ids: Tensor) -> Tensor:
+    flat = expert_ids.reshape(-1).long()
+    order = flat.argsort(stable=True)
+    counts = torch.bincount(flat)
+    starts = (counts.cumsum(0) - counts)[flat[order]]
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(flat)) - starts)
 
 
 def _check_ids(expert_ids: Tensor, moe: int, zero: int, copied: int, const: int) -> None:

@@ -13,8 +13,8 @@ from gallium.vnpu.attention.batches import Batches, causal, heads_first
 from gallium.vnpu.attention.core import Attention, attend
 from gallium.vnpu.attention.gradient import Forward, Gradients, attend_backward
 from gallium.vnpu.attention.limits import need_chip
-from gallium.vnpu.attention.named import register_named
 from gallium.vnpu.attention.visibility import Visible
+from gallium.vnpu.named import register_named
 from gallium.vnpu.registry import Illegal, only, op, refuse_given
 
 PAGE = "npu_sparse_flash_attention"

@@ -22,9 +22,17 @@ class Arguments(Protocol):
 
 
 def register_named(
-    name: str, arguments: type[Arguments], *, same: Mapping[str, str] | None = None, cube: bool = True
+    name: str,
+    arguments: type[Arguments],
+    *,
+    same: Mapping[str, str] | None = None,
+    cube: bool = True,
+    unused: Mapping[str, str] | None = None,
 ) -> None:
-    """Make `arguments(...).run()` the body of the operator; `same` maps a parameter's name to that of its field."""
+    """Make `arguments(...).run()` the body of the operator; `same` maps a parameter's name to that of its field.
+
+    unused: fields that mean nothing here, each with the reason, as of `registry.register`.
+    """
     names = tuple((same or {}).get(parameter, parameter) for parameter in table()[name].parameters)
     known = {field.name: field for field in fields(arguments)}  # type: ignore[arg-type]
     unknown = set(names) - set(known)
@@ -38,4 +46,4 @@ def register_named(
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     body.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])  # type: ignore[attr-defined]
     body.arguments = arguments  # type: ignore[attr-defined]
-    register(name, body, cube=cube)
+    register(name, body, cube=cube, unused=unused)
