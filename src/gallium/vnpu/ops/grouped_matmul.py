@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as nn
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from gallium.vnpu import soc
 from gallium.vnpu.checks import check_choice
+from gallium.vnpu.named import register_named
 from gallium.vnpu.ops.weight_quant_matmul import restored_weight
 from gallium.vnpu.quantisation import (
     Matrix,
@@ -63,96 +65,6 @@ def grouped_matmul(
     _run(x, weight, parts, ends, split_item, ROWS if group_list else NO_GROUPS, 0, 0, result)
 
 
-@op("GroupedMatmulV4")
-def grouped_matmul_v4(
-    x: Sequence[Matrix],
-    weight: Sequence[Matrix],
-    bias: Many,
-    scale: Many,
-    offset: Many,
-    antiquant_scale: Many,
-    antiquant_offset: Many,
-    per_token_scale: Many,
-    group_list: Tensor | None,
-    activation_input: Many,
-    activation_quant_scale: Many,
-    activation_quant_offset: Many,
-    split_item: int,
-    group_type: int,
-    group_list_type: int,
-    act_type: int,
-    result: Sequence[Tensor],
-    act_out: Many,
-    dynamic_quant_scale_out: Many,
-) -> None:
-    """Docs of op-plugin: torch_npu.npu_grouped_matmul."""
-    _refuse_reserved(offset, activation_input, activation_quant_scale, activation_quant_offset)
-    refuse_given(act_out=act_out, dynamic_quant_scale_out=dynamic_quant_scale_out)
-    parts = _Parts(bias, scale, antiquant_scale, antiquant_offset, per_token_scale)
-    _run(x, weight, parts, group_list, split_item, group_type, group_list_type, act_type, result)
-
-
-@op("GroupedMatmulV5", unused=TUNING)
-def grouped_matmul_v5(
-    x: Sequence[Matrix],
-    weight: Sequence[Matrix],
-    bias: Many,
-    scale: Many,
-    offset: Many,
-    antiquant_scale: Many,
-    antiquant_offset: Many,
-    per_token_scale: Many,
-    group_list: Tensor | None,
-    activation_input: Many,
-    activation_quant_scale: Many,
-    activation_quant_offset: Many,
-    split_item: int,
-    group_type: int,
-    group_list_type: int,
-    act_type: int,
-    tuning_config: tuple[int, ...] | None,
-    result: Sequence[Tensor],
-    act_out: Many,
-    dynamic_quant_scale_out: Many,
-) -> None:
-    """GroupedMatmulV4 with a hint."""
-    _refuse_reserved(offset, activation_input, activation_quant_scale, activation_quant_offset)
-    refuse_given(act_out=act_out, dynamic_quant_scale_out=dynamic_quant_scale_out)
-    parts = _Parts(bias, scale, antiquant_scale, antiquant_offset, per_token_scale)
-    _run(x, weight, parts, group_list, split_item, group_type, group_list_type, act_type, result)
-
-
-@op("GroupedMatmulWeightNz", unused=TUNING)
-def grouped_matmul_weight_nz(
-    x: Sequence[Matrix],
-    weight: Sequence[Matrix],
-    bias: Many,
-    scale: Many,
-    offset: Many,
-    antiquant_scale: Many,
-    antiquant_offset: Many,
-    per_token_scale: Many,
-    group_list: Tensor | None,
-    activation_input: Many,
-    activation_quant_scale: Many,
-    activation_quant_offset: Many,
-    split_item: int,
-    group_type: int,
-    group_list_type: int,
-    act_type: int,
-    tuning_config: tuple[int, ...] | None,
-    quant_per_group_size: int,
-    result: Sequence[Tensor],
-    act_out: Many,
-    dynamic_quant_scale_out: Many,
-) -> None:
-    """GroupedMatmulV5 whose weight is blocked. quant_per_group_size: 256 for int8 times int4, else 0."""
-    _refuse_reserved(offset, activation_input, activation_quant_scale, activation_quant_offset)
-    refuse_given(act_out=act_out, dynamic_quant_scale_out=dynamic_quant_scale_out)
-    parts = _Parts(bias, scale, antiquant_scale, antiquant_offset, per_token_scale, quant_per_group_size)
-    _run(x, weight, parts, group_list, split_item, group_type, group_list_type, act_type, result)
-
-
 class _Parts:
     """The optional operands, each for one group at a time."""
 
@@ -176,11 +88,6 @@ def _of(many: Many, group: int, groups: int) -> Tensor | None:
     if only_one is None or (groups == 1 and only_one.dim() < 2):
         return only_one
     return only_one[group]
-
-
-def _refuse_reserved(offset: Many, activation_input: Many, scale: Many, shift: Many) -> None:
-    refuse_given(offset=offset, activation_input=activation_input)
-    refuse_given(activation_quant_scale=scale, activation_quant_offset=shift)
 
 
 def _run(
@@ -358,3 +265,51 @@ def _store(out: Tensor, value: Tensor) -> None:
         write_quantised(out, value)
     else:
         write(out, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedMatmul:
+    """Docs of op-plugin: torch_npu.npu_grouped_matmul. quant_per_group_size: 256 for int8 times int4, else 0."""
+
+    x: Sequence[Matrix]
+    weight: Sequence[Matrix]
+    bias: Many
+    scale: Many
+    offset: Many
+    antiquant_scale: Many
+    antiquant_offset: Many
+    per_token_scale: Many
+    group_list: Tensor | None
+    activation_input: Many
+    activation_quant_scale: Many
+    activation_quant_offset: Many
+    split_item: int
+    group_type: int
+    group_list_type: int
+    act_type: int
+    tuning_config: tuple[int, ...] | None = None
+    quant_per_group_size: int = 0
+    result: Sequence[Tensor]
+    act_out: Many
+    dynamic_quant_scale_out: Many
+
+    def run(self) -> None:
+        """Compute and write all outputs."""
+        refuse_given(offset=self.offset, activation_input=self.activation_input)
+        refuse_given(
+            activation_quant_scale=self.activation_quant_scale, activation_quant_offset=self.activation_quant_offset
+        )
+        refuse_given(act_out=self.act_out, dynamic_quant_scale_out=self.dynamic_quant_scale_out)
+        parts = _Parts(
+            self.bias, self.scale, self.antiquant_scale, self.antiquant_offset, self.per_token_scale,
+            self.quant_per_group_size,
+        )  # fmt: skip
+        _run(
+            self.x, self.weight, parts, self.group_list, self.split_item, self.group_type, self.group_list_type,
+            self.act_type, self.result,
+        )  # fmt: skip
+
+
+register_named("GroupedMatmulV4", GroupedMatmul, cube=False)
+for _name in ("GroupedMatmulV5", "GroupedMatmulWeightNz"):
+    register_named(_name, GroupedMatmul, cube=False, unused=TUNING)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as nn
 from torch import Tensor
 
 from gallium.vnpu.checks import SINCE_910B, check_choice, check_dims, check_family, check_shape
+from gallium.vnpu.named import register_named
+from gallium.vnpu.ops.grouped_matmul import MOST_GROUPS, TUNING
 from gallium.vnpu.ops.quant_matmul import quantised_rows
 from gallium.vnpu.quantisation import (
     Matrix,
@@ -27,9 +30,6 @@ from gallium.vnpu.quantisation import (
 from gallium.vnpu.refusals import Illegal, Unsupported, only, refuse_given
 from gallium.vnpu.registry import op
 from gallium.vnpu.writing import write
-
-TUNING = {"tuning_config": "is a hint about how many tokens to expect, which makes nothing but speed"}
-MOST_GROUPS = 1024
 
 
 @op("GroupedMatmulSwigluQuantWeightNZ", unused={"output_offset": "is reserved: the quantisation has no offset"})
@@ -87,92 +87,50 @@ def grouped_matmul_swiglu_quant_v2(
     )
 
 
-@op("GroupedMatmulFinalizeRoutingV2", unused={"dtype": "is the output's type, which arrives allocated in it"})
-def grouped_matmul_finalize_routing(
-    x: Matrix,
-    w: Matrix,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    offset: Tensor | None,
-    antiquant_scale: Tensor | None,
-    antiquant_offset: Tensor | None,
-    pertoken_scale: Tensor | None,
-    group_list: Tensor,
-    shared_input: Tensor | None,
-    logit: Tensor | None,
-    row_index: Tensor | None,
-    dtype: int,
-    shared_input_weight: float,
-    shared_input_offset: int,
-    transpose_x: bool,
-    transpose_w: bool,
-    group_list_type: int,
-    result: Tensor,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class FinalizeRouting:
     """Product, then each row added to its token: docs, torch_npu.npu_grouped_matmul_finalize_routing."""
-    refuse_given(antiquant_scale=antiquant_scale, antiquant_offset=antiquant_offset)
-    only("transpose_x", transpose_x, False)
-    rows = _dequantised_rows(x, w, scale, bias, offset, pertoken_scale, group_list, transpose_w, group_list_type)
-    _route(rows, shared_input, logit, row_index, shared_input_weight, shared_input_offset, result)
+
+    x: Matrix
+    w: Matrix
+    scale: Tensor | None
+    bias: Tensor | None
+    offset: Tensor | None = None
+    antiquant_scale: Tensor | None = None
+    antiquant_offset: Tensor | None = None
+    pertoken_scale: Tensor | None
+    group_list: Tensor
+    shared_input: Tensor | None
+    logit: Tensor | None
+    row_index: Tensor | None
+    dtype: int
+    shared_input_weight: float
+    shared_input_offset: int
+    transpose_x: bool
+    transpose_w: bool
+    group_list_type: int
+    tuning_config: tuple[int, ...] | None = None
+    result: Tensor
+
+    def run(self) -> None:
+        """Compute and write the result."""
+        refuse_given(antiquant_scale=self.antiquant_scale, antiquant_offset=self.antiquant_offset)
+        only("transpose_x", self.transpose_x, False)
+        rows = _dequantised_rows(
+            self.x, self.w, self.scale, self.bias, self.offset, self.pertoken_scale, self.group_list,
+            self.transpose_w, self.group_list_type,
+        )  # fmt: skip
+        _route(
+            rows, self.shared_input, self.logit, self.row_index, self.shared_input_weight, self.shared_input_offset,
+            self.result,
+        )  # fmt: skip
 
 
-@op(
-    "GroupedMatmulFinalizeRoutingV3",
-    "GroupedMatmulFinalizeRoutingWeightNzV2",
-    unused={**TUNING, "dtype": "is the output's type, which arrives allocated in it"},
-)
-def grouped_matmul_finalize_routing_tuned(
-    x: Matrix,
-    w: Matrix,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    offset: Tensor | None,
-    antiquant_scale: Tensor | None,
-    antiquant_offset: Tensor | None,
-    pertoken_scale: Tensor | None,
-    group_list: Tensor,
-    shared_input: Tensor | None,
-    logit: Tensor | None,
-    row_index: Tensor | None,
-    dtype: int,
-    shared_input_weight: float,
-    shared_input_offset: int,
-    transpose_x: bool,
-    transpose_w: bool,
-    group_list_type: int,
-    tuning_config: tuple[int, ...] | None,
-    result: Tensor,
-) -> None:
-    """GroupedMatmulFinalizeRoutingV2 with a hint."""
-    refuse_given(antiquant_scale=antiquant_scale, antiquant_offset=antiquant_offset)
-    only("transpose_x", transpose_x, False)
-    rows = _dequantised_rows(x, w, scale, bias, offset, pertoken_scale, group_list, transpose_w, group_list_type)
-    _route(rows, shared_input, logit, row_index, shared_input_weight, shared_input_offset, result)
-
-
-@op("GroupedMatmulFinalizeRoutingWeightNz", unused={"dtype": "is the output's type, which arrives allocated in it"})
-def grouped_matmul_finalize_routing_weight_nz(
-    x: Matrix,
-    w: Matrix,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    pertoken_scale: Tensor | None,
-    group_list: Tensor,
-    shared_input: Tensor | None,
-    logit: Tensor | None,
-    row_index: Tensor | None,
-    dtype: int,
-    shared_input_weight: float,
-    shared_input_offset: int,
-    transpose_x: bool,
-    transpose_w: bool,
-    group_list_type: int,
-    result: Tensor,
-) -> None:
-    """GroupedMatmulFinalizeRoutingV2 whose weight is blocked."""
-    only("transpose_x", transpose_x, False)
-    rows = _dequantised_rows(x, w, scale, bias, None, pertoken_scale, group_list, transpose_w, group_list_type)
-    _route(rows, shared_input, logit, row_index, shared_input_weight, shared_input_offset, result)
+_DTYPE = {"dtype": "is the output's type, which arrives allocated in it"}
+for _name in ("GroupedMatmulFinalizeRoutingV2", "GroupedMatmulFinalizeRoutingWeightNz"):
+    register_named(_name, FinalizeRouting, cube=False, unused=_DTYPE)
+for _name in ("GroupedMatmulFinalizeRoutingV3", "GroupedMatmulFinalizeRoutingWeightNzV2"):
+    register_named(_name, FinalizeRouting, cube=False, unused=TUNING | _DTYPE)
 
 
 @op("QuantGroupedMatmulDequant", "QuantGroupedMatmulDequantWeightNZ")
