@@ -70,7 +70,7 @@ def microseconds(line: Line) -> float:
 
 def set_bodies(names: list[str], body: Callable[..., None] | None, own: bool = False) -> None:
     for name in names:
-        loader._set_body(name, loader._indices()[name], loader._checked(operators()[name]) if own else body)
+        loader._set_body(name, loader.function_indices()[name], loader._checked(operators()[name]) if own else body)
 
 
 def functions_of(line: Line) -> list[str]:

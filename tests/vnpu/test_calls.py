@@ -23,7 +23,7 @@ def seen() -> Iterator[list[tuple[Any, ...]]]:
     """What the body of the borrowed function is called with; its own signature and body come back afterwards."""
     torch.zeros(1, device="npu").add_(1)  # bodies are registered at the first operator
     calls: list[tuple[Any, ...]] = []
-    index = loader._indices()[NAME]
+    index = loader.function_indices()[NAME]
     loader._set_body(NAME, index, lambda *args: calls.append(args))
     yield calls
     from gallium.vnpu.registry import operators
@@ -34,7 +34,7 @@ def seen() -> Iterator[list[tuple[Any, ...]]]:
 
 def call(kinds: str, values: list[Any]) -> None:
     library = core()
-    assert library.ga_vnpu_set_signature(loader._indices()[NAME], kinds.encode()) == OK
+    assert library.ga_vnpu_set_signature(loader.function_indices()[NAME], kinds.encode()) == OK
     first = getattr(library, f"aclnn{NAME}GetWorkspaceSize")
     first.argtypes = [*(C_TYPES[kind] for kind in kinds), ctypes.c_void_p, ctypes.c_void_p]
     size, executor = ctypes.c_uint64(7), ctypes.c_void_p()
@@ -65,7 +65,7 @@ def test_one_kind_alone_fills_registers_and_stack(seen: list[tuple[Any, ...]], k
 
 def test_null_handles_are_none_and_null_lists_are_empty(seen: list[tuple[Any, ...]]) -> None:
     library = core()
-    index = loader._indices()[NAME]
+    index = loader.function_indices()[NAME]
     assert library.ga_vnpu_set_signature(index, b"TSLlIFBs") == OK
     first = getattr(library, f"aclnn{NAME}GetWorkspaceSize")
     first.argtypes = [ctypes.c_void_p] * 10

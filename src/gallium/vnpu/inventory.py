@@ -9,7 +9,6 @@ from importlib import metadata
 from typing import Any
 
 from gallium.vnpu import launch, signatures, soc
-from gallium.vnpu.library import core
 from gallium.vnpu.loader import CANN_VERSION, function_indices
 
 COLUMNS = ("name", "status", "limits", "source")
@@ -50,7 +49,7 @@ def _emulated() -> dict[str, Any]:
 def operator_rows() -> list[dict[str, str]]:
     """One row per function that torch_npu looks up."""
     known = signatures.table()
-    return [_row(name, known.get(name)) for name in sorted(function_indices(core()))]
+    return [_row(name, known.get(name)) for name in sorted(function_indices())]
 
 
 def _row(name: str, signature: signatures.Signature | None) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 import sys
 import threading
@@ -126,8 +127,10 @@ def _visible_devices(devices: int) -> int:
     return len(chosen)
 
 
-def function_indices(library: ctypes.CDLL) -> dict[str, int]:
+@cache
+def function_indices() -> dict[str, int]:
     """Every function that has a stub, with its index."""
+    library = core()
     library.ga_vnpu_function_name.restype = ctypes.c_char_p
     return {library.ga_vnpu_function_name(i).decode(): i for i in range(library.ga_vnpu_function_count())}
 
@@ -137,16 +140,11 @@ def call_counts() -> dict[str, int]:
     library = core()
     library.ga_vnpu_call_counts.restype = ctypes.POINTER(ctypes.c_uint64)
     counts = library.ga_vnpu_call_counts()
-    return {name: counts[index] for name, index in _indices().items()}
-
-
-@cache
-def _indices() -> dict[str, int]:
-    return function_indices(core())
+    return {name: counts[index] for name, index in function_indices().items()}
 
 
 def _set_signatures(library: ctypes.CDLL) -> None:
-    indices = function_indices(library)
+    indices = function_indices()
     for name, signature in signatures.table().items():
         if name in indices and library.ga_vnpu_set_signature(indices[name], signature.kinds.encode()) != 0:
             raise RuntimeError(f"the signature of {name} has an unknown letter: {signature.kinds}")
@@ -192,7 +190,7 @@ def _prepare() -> None:
 
         ops.load()
         _set_shield(torch)
-        indices = function_indices(core())
+        indices = function_indices()
         for name, operator in operators().items():
             _set_body(name, indices.get(name), _wrapped(name, _checked(operator)))
             for position in _dynamic_positions(operator):
@@ -231,8 +229,7 @@ def _wrapped(name: str, body: Callable[..., None]) -> Callable[..., None]:
 
 
 def _dynamic_positions(operator: Any) -> list[int]:
-    parameters = signatures.table()[operator.name].parameters if operator.dynamic else ()
-    names = list(operator.body.__code__.co_varnames[: operator.body.__code__.co_argcount]) if parameters else []
+    names = list(inspect.signature(operator.body).parameters) if operator.dynamic else []
     return [names.index(name) for name in operator.dynamic]
 
 
