@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_FILE, MAX_FUNCTION = 400, 60
 NEUTRAL = ("src/gallium/ops/interface.py", "src/gallium/models/", "src/gallium/engine/", "src/gallium/server/",
            "src/gallium/text/")  # fmt: skip
-WITH_TORCH = ("src/gallium/vnpu/",)  # parts that come with an extra; the core never imports torch
+WITH_TORCH = (
+    "src/gallium/vnpu/",
+    "src/gallium/backends/torch/",
+    "src/gallium/backends/ascend/",
+)  # come with an extra; the core never imports torch
 DEVICE_WORDS = re.compile(r"\b(cuda|npu|ascend|torch)\b|device ==", re.IGNORECASE)
 
 

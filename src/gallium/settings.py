@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from gallium.errors import UsageError
 
-PrecisionChoice = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+PrecisionChoice = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"]
 Hub = Literal["huggingface", "modelscope"]
 KNOWN_VARIABLES = {
     "GALLIUM_CPU_LEVEL": "instruction-set level of the CPU kernels: generic, avx2, avx512 or amx (default: the best)",

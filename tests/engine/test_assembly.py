@@ -27,7 +27,7 @@ from gallium.errors import (
     UsageError,
 )
 from gallium.ops.backend import API_VERSION, Probe, Support
-from gallium.ops.handles import ModelFacts, Precision
+from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision
 from gallium.ops.interface import Ops, op_names
 from gallium.settings import EngineSettings, PrecisionChoice
 from gallium.text.tokenizer import GLM_ENDS, Tokenizer
@@ -74,7 +74,9 @@ class Picky:
         refused = self.refused.get(precision, ())
         return [Support(op, "unsupported" if op in refused else "verified", f"of {precision}") for op in op_names()]
 
-    def open(self, model: ModelFacts, precision: Precision, threads: int | None = None) -> Ops:
+    def open(
+        self, model: ModelFacts, precision: Precision, threads: int | None = None, placement: Placement = ALONE
+    ) -> Ops:
         raise NotImplementedError
 
 
@@ -87,8 +89,8 @@ FACTS = spec_of("glm-odd").facts
         *(("auto", stored, {}, stored) for stored in PRECISIONS),
         *((asked, "bfloat16", {}, asked) for asked in PRECISIONS),
         ("auto", "int4", {"int4": ["linear"]}, "int8"),
-        ("auto", "int4", {"int4": ["linear"], "int8": ["linear"], "bfloat16": ["embed"]}, "float32"),
-        ("auto", "bfloat16", {"bfloat16": op_names()}, "float32"),
+        ("auto", "int4", {"int4": ["linear"], "int8": ["linear"], "bfloat16": ["embed"]}, "float16"),
+        ("auto", "bfloat16", {"bfloat16": op_names(), "float16": op_names()}, "float32"),
         ("int8", "int4", {"int4": op_names()}, "int8"),
     ],
 )
@@ -110,11 +112,15 @@ def test_a_named_precision_is_taken_or_refused() -> None:
 
 
 def test_the_refusal_lists_the_reasons_of_every_precision_that_was_tried() -> None:
-    picky = Picky({"bfloat16": ["rope"], "float32": op_names()})
+    picky = Picky({"bfloat16": ["rope"], "float16": ["rope"], "float32": op_names()})
     with pytest.raises(BackendError) as caught:
         choose_precision(picky, FACTS, "auto", "bfloat16")
-    assert "in bfloat16 or float32" in caught.value.message
-    assert caught.value.message.splitlines()[1:] == ["  bfloat16: rope: of bfloat16", "  float32: every op: of float32"]
+    assert "in bfloat16 or float16 or float32" in caught.value.message
+    assert caught.value.message.splitlines()[1:] == [
+        "  bfloat16: rope: of bfloat16",
+        "  float16: rope: of float16",
+        "  float32: every op: of float32",
+    ]
 
 
 # -- chat template -----------------------------------------------------------------------

@@ -21,6 +21,7 @@ class ArrayWeight:
     name: str
     array: FloatArray
     storage: str = "F32"
+    quantisation: None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

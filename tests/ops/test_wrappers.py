@@ -53,6 +53,7 @@ def test_a_trace_counts_every_op_that_no_op_has_called() -> None:
         "route": steps * sparse,
         "experts": steps * sparse,
         "all_reduce": steps * 2 * layers,
+        "all_gather": steps,
         "take_rows": steps,
         "sample": steps,
     }

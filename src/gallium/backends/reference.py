@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gallium.errors import BackendError
 from gallium.ops.backend import API_VERSION, Probe, Support
-from gallium.ops.handles import ModelFacts, Precision
+from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision
 from gallium.ops.interface import BLOCKS, Ops, op_names
 from gallium.ops.reference import ReferenceOps
 
@@ -28,8 +28,12 @@ class ReferenceBackend:
         how = {op: "composed of the ops' definitions" if op in BLOCKS else "the definition" for op in op_names()}
         return [Support(op, "verified", reason) for op, reason in how.items()]
 
-    def open(self, model: ModelFacts, precision: Precision, threads: int | None = None) -> Ops:
-        """The definitions themselves; `threads` is of no use to them. Raises BackendError unless float32."""
+    def open(
+        self, model: ModelFacts, precision: Precision, threads: int | None = None, placement: Placement = ALONE
+    ) -> Ops:
+        """The definitions themselves; `threads` is of no use to them. BackendError unless float32 on one rank."""
+        if placement.world > 1:
+            raise BackendError("backend 'reference' cannot spread a model over several ranks: use the backend torch.")
         if precision != "float32":
             raise BackendError(
                 f"backend 'reference' runs in float32 only, not in {precision}: choose --precision float32, "

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gallium.checkpoints.formats import FORMATS, Format
 from gallium.errors import CheckpointError, UnsupportedFormat
+from gallium.ops.handles import Quantisation
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class StoredTensor:
                 f"{', '.join(FORMATS)}."
             )
         return FORMATS[self.storage]
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """None: these codings are complete in themselves."""
+        return None
 
     def raw(self) -> NDArray[np.uint8]:
         """The stored bytes, 1-D, without a copy."""

@@ -24,7 +24,7 @@ Examples:
   gallium convert model-Q4_K_M.gguf model-folder
   gallium chat glm-edge-int4
 """
-CHOICES = [choice for choice in get_args(PrecisionChoice) if choice != "auto"]
+CHOICES = [choice for choice in get_args(PrecisionChoice) if choice not in ("auto", "float16")]
 
 
 @click.command(cls=Command, epilog=EPILOG)

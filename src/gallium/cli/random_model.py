@@ -24,6 +24,7 @@ class RandomWeight:
     shape: tuple[int, ...]
     tile: NDArray[np.uint16]  # bfloat16 bits
     storage: str = "BF16"
+    quantisation: None = None
 
     def raw(self) -> NDArray[np.uint8]:
         """The tile, repeated to the tensor's size; 1-D."""

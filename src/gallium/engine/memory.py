@@ -18,7 +18,13 @@ UNITS = {"": 1, "B": 1} | {
     for power, unit in enumerate("KMGT", 1)
     for end in ("", "IB")
 } | {unit + "B": 1000**power for power, unit in enumerate("KMGT", 1)}  # fmt: skip
-BITS: dict[Precision, float] = {"float32": 32, "bfloat16": 16, "int8": 8.5, "int4": 5}  # of a weight, with its scales
+BITS: dict[Precision, float] = {
+    "float32": 32,
+    "float16": 16,
+    "bfloat16": 16,
+    "int8": 8.5,
+    "int4": 5,
+}  # of a weight, with its scales
 
 
 def parse_bytes(text: str | int) -> int:

@@ -89,7 +89,7 @@ class Model:
             if layer.norm_mlp_out is not None:
                 h = ops.rms_norm(h, layer.norm_mlp_out, eps)
         h, _ = ops.add_rms_norm(h, residual, self.norm, eps)
-        return ops.linear(ops.take_rows(h, plan), self.head)
+        return ops.logits(ops.take_rows(h, plan), self.head)
 
     def _mlp(self, h: Tensor, mlp: MlpWeights | MoeWeights) -> Tensor:
         if isinstance(mlp, MlpWeights):

@@ -8,10 +8,10 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Literal, Protocol
 
 from gallium.errors import BackendError, UsageError
-from gallium.ops.handles import ModelFacts, Precision
+from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision
 from gallium.ops.interface import Ops, op_names
 
-API_VERSION = 1
+API_VERSION = 2
 ENTRY_POINT_GROUP = "gallium.backends"
 Status = Literal["verified", "unverified", "unsupported"]
 
@@ -50,8 +50,14 @@ class Backend(Protocol):
         """Answer for every op before anything is allocated."""
         ...
 
-    def open(self, model: ModelFacts, precision: Precision, threads: int | None = None) -> Ops:
-        """Ops for one model. Raises BackendError with the reasons when `support` has an unsupported op."""
+    def open(
+        self, model: ModelFacts, precision: Precision, threads: int | None = None, placement: Placement = ALONE
+    ) -> Ops:
+        """Ops for one model, or for one rank's part of it.
+
+        Raises BackendError with the reasons when `support` has an unsupported op, or when the placement has several
+        ranks and the backend cannot join them.
+        """
         ...
 
 
@@ -72,7 +78,9 @@ class Unloadable:
         """No op."""
         return [Support(op, "unsupported", self.reason) for op in op_names()]
 
-    def open(self, model: ModelFacts, precision: Precision, threads: int | None = None) -> Ops:
+    def open(
+        self, model: ModelFacts, precision: Precision, threads: int | None = None, placement: Placement = ALONE
+    ) -> Ops:
         """Raises BackendError with the reason."""
         raise BackendError(self.reason)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int32]
-Precision: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
+Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 Role: TypeAlias = Literal["linear", "sensitive", "head", "embedding", "router"]
 """What a projection is for. A backend may keep a role more precise than asked (a router is always float32).
 
@@ -32,6 +32,23 @@ class Tensor(Protocol):
     def __getitem__(self, key: Any) -> Tensor: ...  # basic slices: views only
 
 
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """How the integers of a quantised weight `[out, in]` become numbers, and what was calibrated for its input.
+
+    A weight is `codes * scale`, its scale that of its row and group of `in / groups` columns. "dynamic" activations are
+    quantised per token: scale = largest magnitude / 127, rounded half to even. "static" ones are
+    `round(x / input_scale) + input_offset`, kept within -128 to 127.
+    """
+
+    bits: Literal[4, 8]
+    scale: FloatArray  # [out, groups]
+    activations: Literal["dynamic", "static"]
+    input_scale: float = 1.0  # static only, with the next two
+    input_offset: int = 0
+    correction: IntArray | None = None  # [out]: added to the integer sums, it takes the offset's part out again
+
+
 class Weight(Protocol):
     """A checkpoint tensor that has not been read yet: 1-D `[n]` or 2-D `[out, in]`.
 
@@ -50,7 +67,15 @@ class Weight(Protocol):
 
     @property
     def storage(self) -> str:
-        """How `raw` is coded: F32, F16, BF16, or a GGUF block format: Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K."""
+        """How `raw` is coded: F32, F16, BF16, or a GGUF block format: Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K.
+
+        I8 and I4 are the integers of a weight that has a `quantisation`; `raw` of I4 holds one integer per byte too.
+        """
+        ...
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """What makes numbers of the integers of I8 and I4; None for the codings that are complete in themselves."""
         ...
 
     def raw(self) -> NDArray[np.uint8]:
@@ -110,6 +135,45 @@ class ModelFacts:
     vocab_size: int  # rows of the head
     attention: AttentionSpec
     moe: MoeSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One rank of a model that is spread over `tp * dp` processes, each with a device of its own.
+
+    Ranks of one tensor-parallel group stand side by side and share attention heads, MLP columns and vocabulary; `dp`
+    such groups serve different sequences. The experts are shared by all ranks (`ep = tp * dp`) or, with `ep = 1`, cut
+    like an MLP within each group.
+    """
+
+    rank: int = 0
+    tp: int = 1
+    dp: int = 1
+    ep: int = 1
+    rendezvous: str = ""  # where the ranks meet, as a URL: "tcp://127.0.0.1:29500"
+
+    @property
+    def world(self) -> int:
+        """How many ranks there are."""
+        return self.tp * self.dp
+
+    @property
+    def tp_rank(self) -> int:
+        """The place in the tensor-parallel group."""
+        return self.rank % self.tp
+
+    @property
+    def dp_rank(self) -> int:
+        """Which group."""
+        return self.rank // self.tp
+
+    @property
+    def ep_rank(self) -> int:
+        """Which share of the experts."""
+        return self.rank if self.ep > 1 else 0
+
+
+ALONE = Placement()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ class Ops(ABC):
     """One backend, opened for one loaded model. Dispatch is an ordinary method call."""
 
     name: str
+    block_size: int = 32
+    """Tokens per block of the KV cache that suit this backend; it takes any other as well."""
 
     # -- memory and execution -------------------------------------------------
     @abstractmethod
@@ -163,7 +165,11 @@ class Ops(ABC):
         """One token id per row of `[rows, vocab]` -> int32 `[rows]`."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Sum over the devices of one model; identity on one device."""
+        """Sum over the ranks of a tensor-parallel group; identity on one device."""
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """`[rows, part]` of every rank of a tensor-parallel group, side by side; identity on one device."""
         return x
 
     # -- blocks: correct everywhere; a backend overrides those it can fuse -------
@@ -175,6 +181,10 @@ class Ops(ABC):
     def row_linear(self, x: Tensor, w: Linear) -> Tensor:
         """A linear whose input is split over devices."""
         return self.all_reduce(self.linear(x, w))
+
+    def logits(self, x: Tensor, head: Linear) -> Tensor:
+        """The whole vocabulary's logits from a head whose rows are split over devices."""
+        return self.all_gather(self.linear(x, head))
 
     def gated_mlp(self, x: Tensor, gate_up: Linear, down: Linear) -> Tensor:
         """`down(swiglu(gate_up(x)))`."""
@@ -248,9 +258,12 @@ class Ops(ABC):
 
 CORE_OPS = (
     "embed", "linear", "head_linear", "add", "rms_norm", "rope", "swiglu", "route", "experts",
-    "kv_write", "index_write", "attend", "attend_latent", "index_topk", "take_rows", "sample", "all_reduce",
+    "kv_write", "index_write", "attend", "attend_latent", "index_topk", "take_rows", "sample",
+    "all_reduce", "all_gather",
 )  # fmt: skip
-BLOCKS = ("add_rms_norm", "row_linear", "gated_mlp", "moe", "gqa", "mla_prolog", "mla", "mla_sparse", "mla_epilog")
+BLOCKS = (
+    "add_rms_norm", "row_linear", "logits", "gated_mlp", "moe", "gqa", "mla_prolog", "mla", "mla_sparse", "mla_epilog",
+)  # fmt: skip
 
 
 def op_names() -> tuple[str, ...]:

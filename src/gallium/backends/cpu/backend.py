@@ -14,7 +14,7 @@ from gallium.backends.cpu.kernels_rows import MAX_EXPERTS
 from gallium.backends.cpu.ops import CpuOps
 from gallium.errors import BackendError, OutOfMemory
 from gallium.ops.backend import API_VERSION, Probe, Support
-from gallium.ops.handles import ModelFacts, Precision
+from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision
 from gallium.ops.interface import BLOCKS, Ops, op_names
 from gallium.ops.machine import Fact, Limits
 
@@ -46,13 +46,16 @@ class CpuBackend:
 
     def support(self, model: ModelFacts, precision: Precision) -> list[Support]:
         """Every op, with the level whose kernel runs. "route" has a limit on experts."""
+        if precision == "float16":
+            reason = "the kernels compute in float32, bfloat16, int8 and int4, not in float16"
+            return [Support(op, "unsupported", reason) for op in op_names()]
         level = library.level()
         found = []
         for op in op_names():
             if op == "route" and model.moe is not None and model.moe.num_experts > MAX_EXPERTS:
                 reason = f"{model.moe.num_experts} experts; the kernel takes up to {MAX_EXPERTS}"
                 found.append(Support(op, "unsupported", reason))
-            elif op == "all_reduce":
+            elif op in ("all_reduce", "all_gather"):
                 found.append(Support(op, "verified", "identity on one device"))
             elif op in BLOCKS and getattr(CpuOps, op) is getattr(Ops, op):
                 found.append(Support(op, "verified", "composed of core ops"))
@@ -60,11 +63,19 @@ class CpuBackend:
                 found.append(Support(op, "verified", f"native kernel ({level})"))
         return found
 
-    def open(self, model: ModelFacts, precision: Precision, threads: int | None = None) -> Ops:
+    def open(
+        self, model: ModelFacts, precision: Precision, threads: int | None = None, placement: Placement = ALONE
+    ) -> Ops:
         """Ops for one model. `threads` is a setting of the process: the last model opened decides.
 
-        Raises BackendError with the reasons when an op is unsupported, UsageError for an impossible thread count.
+        Raises BackendError with the reasons when an op is unsupported or the placement has several ranks, UsageError
+        for an impossible thread count.
         """
+        if placement.world > 1:
+            raise BackendError(
+                "backend 'cpu' runs a model in one process, which uses all cores: leave out --tp, --dp and --ep, or "
+                "choose --backend torch to try out how a model is spread over ranks."
+            )
         refused = [row for row in self.support(model, precision) if row.status == "unsupported"]
         if refused:
             raise BackendError("; ".join(f"{row.op}: {row.reason}" for row in refused))
