@@ -10,9 +10,11 @@ from gallium.errors import UnsupportedModel
 from gallium.models import glm, glm4, glm4_moe, llama
 from gallium.models.decoder import Model
 from gallium.models.family import Family
+from gallium.models.part import Part
+from gallium.models.sharding import local_spec, share
 from gallium.models.spec import ModelSpec
 from gallium.models.weights import CheckpointLike, Packer, Rows, Sensitive, Source, Survey
-from gallium.ops.handles import Linear, Tensor
+from gallium.ops.handles import ALONE, Linear, Placement, Tensor
 from gallium.ops.interface import Ops
 
 FAMILIES: dict[str, Family] = {f.model_type: f for f in (glm.FAMILY, glm4.FAMILY, glm4_moe.FAMILY, llama.FAMILY)}
@@ -57,17 +59,21 @@ def load_model(
     progress: Callable[[int, int], None] | None = None,
     *,
     sensitive: Sensitive = lambda weights: False,
+    placement: Placement = ALONE,
 ) -> Model:
-    """Check the checkpoint's names and shapes, then pack it layer by layer.
+    """Check the checkpoint's names and shapes, then pack it layer by layer: all of it, or one rank's part.
 
-    `sensitive(weights)` picks projections that a backend should keep more precise than the model.
-    `progress(done, total)` is called after embedding and head, and after every layer. Raises CheckpointError,
-    before anything is read, naming all missing, unused and wrongly shaped tensors.
+    `spec` is that of the whole model; the Model that comes back has the rank's own (`sharding.local_spec`), and only
+    the rank's part is read. `sensitive(weights)` picks projections that a backend should keep more precise than the
+    model. `progress(done, total)` is called after embedding and head, and after every layer. Raises what
+    `sharding.check_divides` raises, and CheckpointError, before anything is read, naming all missing, unused and
+    wrongly shaped tensors.
     """
+    local = local_spec(spec, placement)
     names = frozenset(checkpoint.names())
     checkpoint.check(expected_tensors(spec, names), ignored_tensors(spec, names))
-    packer = Packer(checkpoint, ops, sensitive)
-    embedding, norm, head = take_ends(packer, spec, own_head=has_own_head(checkpoint, spec, names))
+    packer = Packer(checkpoint, ops, sensitive, placement)
+    embedding, norm, head = take_ends(packer, spec, own_head=has_own_head(checkpoint, spec, names, placement))
     layers = []
     for index in range(spec.num_layers):
         if progress is not None:
@@ -75,7 +81,7 @@ def load_model(
         layers.append(BUILDERS[spec.arch](packer, spec, index))
     if progress is not None:
         progress(spec.num_layers + 1, spec.num_layers + 1)
-    return Model(spec, ops, embedding, layers, norm, head)
+    return Model(local, ops, embedding, layers, norm, head)
 
 
 def expected_tensors(spec: ModelSpec, names: Collection[str]) -> dict[str, tuple[int, ...]]:
@@ -96,19 +102,25 @@ def ignored_tensors(spec: ModelSpec, names: Collection[str]) -> set[str]:
 def take_ends(source: Source, spec: ModelSpec, *, own_head: bool) -> tuple[Linear, Tensor, Linear]:
     """Embedding, final norm and head; a tied head is the embedding's own handle."""
     rows = [Rows(EMBEDDING, spec.vocab_size)]
-    embedding = source.linear(rows, spec.hidden, role="embedding" if own_head else "head")
+    embedding = source.linear(rows, spec.hidden, role="embedding" if own_head else "head", cut="rows")
     norm = source.vector(NORM, spec.hidden)
-    head = source.linear([Rows(HEAD, spec.vocab_size)], spec.hidden, role="head") if own_head else embedding
-    return embedding, norm, head
+    if not own_head:
+        return embedding, norm, embedding
+    return embedding, norm, source.linear([Rows(HEAD, spec.vocab_size)], spec.hidden, role="head", cut="rows")
 
 
-def has_own_head(checkpoint: CheckpointLike, spec: ModelSpec, names: Collection[str]) -> bool:
+def has_own_head(
+    checkpoint: CheckpointLike, spec: ModelSpec, names: Collection[str], placement: Placement = ALONE
+) -> bool:
     """Whether the head is a matrix of its own.
 
     A config may say that the head is tied and the file hold both. transformers ties them only if they are equal,
-    and so does Gallium.
+    and so does Gallium, each rank by its own rows.
     """
     if not spec.tied_head or f"{HEAD}.weight" not in names:
         return not spec.tied_head
     head, embedding = checkpoint.weight(f"{HEAD}.weight"), checkpoint.weight(f"{EMBEDDING}.weight")
-    return head.storage != embedding.storage or not np.array_equal(head.raw(), embedding.raw())
+    rows = share(spec.vocab_size, placement.tp, placement.tp_rank)
+    if head.storage != embedding.storage:
+        return True
+    return not np.array_equal(Part(head, rows).raw(), Part(embedding, rows).raw())

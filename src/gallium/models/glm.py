@@ -17,13 +17,14 @@ def attention(source: Source, spec: ModelSpec, index: int) -> GqaWeights:
     """q, k, v, o and the optional per-head norms, which every GLM names alike."""
     a, at = spec.attention, prefix_of(index) + "self_attn."
     qkv = [
-        Rows(at + "q_proj", a.num_heads * a.head_dim),
-        Rows(at + "k_proj", a.num_kv_heads * a.head_dim),
-        Rows(at + "v_proj", a.num_kv_heads * a.v_head_dim),
+        Rows(at + "q_proj", a.num_heads * a.head_dim, units=a.num_heads),
+        Rows(at + "k_proj", a.num_kv_heads * a.head_dim, units=a.num_kv_heads),
+        Rows(at + "v_proj", a.num_kv_heads * a.v_head_dim, units=a.num_kv_heads),
     ]
+    out, width = [Rows(at + "o_proj", spec.hidden)], a.num_heads * a.v_head_dim
     return GqaWeights(
-        qkv=source.linear(qkv, spec.hidden, bias=spec.qkv_bias),
-        out=source.linear([Rows(at + "o_proj", spec.hidden)], a.num_heads * a.v_head_dim, bias=spec.out_bias),
+        qkv=source.linear(qkv, spec.hidden, bias=spec.qkv_bias, cut="rows"),
+        out=source.linear(out, width, bias=spec.out_bias, cut="columns"),
         q_gain=source.vector(at + "q_norm.weight", a.head_dim) if spec.qk_norm else None,
         k_gain=source.vector(at + "k_norm.weight", a.head_dim) if spec.qk_norm else None,
     )
@@ -32,10 +33,10 @@ def attention(source: Source, spec: ModelSpec, index: int) -> GqaWeights:
 def dense_mlp(source: Source, spec: ModelSpec, index: int, *, fused: bool = True) -> MlpWeights:
     """A dense MLP; `fused` is how the family writes gate and up, either form is read."""
     at = prefix_of(index) + "mlp."
-    gate_up = source.gate_up(at, spec.ffn, fused=fused)
+    gate_up, down = source.gate_up(at, spec.ffn, fused=fused), [Rows(at + "down_proj", spec.hidden)]
     return MlpWeights(
-        gate_up=source.linear(gate_up, spec.hidden, bias=spec.mlp_bias),
-        down=source.linear([Rows(at + "down_proj", spec.hidden)], spec.ffn, bias=spec.mlp_bias),
+        gate_up=source.linear(gate_up, spec.hidden, bias=spec.mlp_bias, cut="rows"),
+        down=source.linear(down, spec.ffn, bias=spec.mlp_bias, cut="columns"),
     )
 
 

@@ -17,14 +17,14 @@ def sparse_mlp(source: Source, spec: ModelSpec, index: int) -> MoeWeights:
     assert spec.moe is not None  # read_spec sets it for this family
     at, shared = glm.prefix_of(index) + "mlp.", glm.prefix_of(index) + "mlp.shared_experts."
     count, hidden = spec.moe.num_experts, spec.hidden
-    has_shared = spec.shared_ffn > 0
-    gate_up = source.gate_up(shared, spec.shared_ffn, fused=False)
+    has_shared, width = spec.shared_ffn > 0, spec.shared_ffn
+    gate_up, down = source.gate_up(shared, width, fused=False), [Rows(shared + "down_proj", hidden)]
     return MoeWeights(
         router=source.linear([Rows(at + "gate", count)], hidden, role="router"),
         router_bias=source.vector(at + "gate.e_score_correction_bias", count),
         experts=source.experts(at + "experts.", count, hidden, spec.moe_ffn),
-        shared_gate_up=source.linear(gate_up, hidden) if has_shared else None,
-        shared_down=source.linear([Rows(shared + "down_proj", hidden)], spec.shared_ffn) if has_shared else None,
+        shared_gate_up=source.linear(gate_up, hidden, cut="rows") if has_shared else None,
+        shared_down=source.linear(down, width, cut="columns") if has_shared else None,
     )
 
 

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from gallium.ops.handles import FloatArray, Role, Weight
+from gallium.models.part import Part
+from gallium.models.sharding import share
+from gallium.ops.handles import ALONE, FloatArray, Placement, Role, Weight
 from gallium.ops.interface import Ops
 
 Sensitive: TypeAlias = Callable[[Sequence[Weight]], bool]
 
 
+Cut: TypeAlias = Literal["none", "rows", "columns"]
+"""What of a projection one rank of a tensor-parallel group holds: all, some outputs, or some inputs."""
+
+
 class Rows(NamedTuple):
-    """A module whose `weight` is `height` output rows of a projection."""
+    """A module whose `weight` is `height` output rows of a projection.
+
+    The rows are `stacked` matrices of equal height, each of which is cut by itself, into `units` that stay whole (0:
+    every row is one).
+    """
 
     module: str
     height: int
+    units: int = 0
+    stacked: int = 1
+
+    def held(self, placement: Placement) -> list[range]:
+        """The rows of one rank, a range from each of the stacked matrices."""
+        height = self.height // self.stacked
+        unit = height // self.units if self.units else 1
+        part = share(height // unit, placement.tp, placement.tp_rank)
+        starts = range(0, self.height, height)
+        return [range(start + part.start * unit, start + part.stop * unit) for start in starts]
 
 
 class CheckpointLike(Protocol):
@@ -42,7 +62,9 @@ class Source(ABC):
         self.names = frozenset(names)
 
     @abstractmethod
-    def linear(self, rows: Sequence[Rows], width: int, *, bias: bool = False, role: Role = "linear") -> Any:
+    def linear(
+        self, rows: Sequence[Rows], width: int, *, bias: bool = False, role: Role = "linear", cut: Cut = "none"
+    ) -> Any:
         """One projection, its rows stacked from modules (each `[height, width]`, bias `[height]`)."""
 
     @abstractmethod
@@ -60,7 +82,7 @@ class Source(ABC):
         elif prefix + "gate_proj.weight" in self.names or prefix + "up_proj.weight" in self.names:
             fused = False
         if fused:
-            return [Rows(prefix + "gate_up_proj", 2 * width)]
+            return [Rows(prefix + "gate_up_proj", 2 * width, stacked=2)]
         return [Rows(prefix + "gate_proj", width), Rows(prefix + "up_proj", width)]
 
     def packed(self, prefix: str) -> bool:
@@ -75,12 +97,14 @@ class Survey(Source):
         super().__init__(names)
         self.expected: dict[str, tuple[int, ...]] = {}
 
-    def linear(self, rows: Sequence[Rows], width: int, *, bias: bool = False, role: Role = "linear") -> Any:
-        """Note the modules' weights and biases."""
-        for module, count in rows:
-            self.expected[module + ".weight"] = (count, width)
+    def linear(
+        self, rows: Sequence[Rows], width: int, *, bias: bool = False, role: Role = "linear", cut: Cut = "none"
+    ) -> Any:
+        """Note the modules' weights and biases, whole."""
+        for module, height, *_ in rows:
+            self.expected[module + ".weight"] = (height, width)
             if bias:
-                self.expected[module + ".bias"] = (count,)
+                self.expected[module + ".bias"] = (height,)
 
     def vector(self, name: str, width: int) -> Any:
         """Note one vector."""
@@ -99,42 +123,67 @@ class Survey(Source):
 
 
 class Packer(Source):
-    """Hands the tensors to a backend, which reads them while it packs.
+    """Hands the tensors, or one rank's part of them, to a backend, which reads them while it packs.
 
     `sensitive(weights)` tells of the matrices of one projection that they should stay more precise than the model.
     """
 
-    def __init__(self, checkpoint: CheckpointLike, ops: Ops, sensitive: Sensitive) -> None:
+    def __init__(
+        self, checkpoint: CheckpointLike, ops: Ops, sensitive: Sensitive, placement: Placement = ALONE
+    ) -> None:
         super().__init__(checkpoint.names())
         self.checkpoint = checkpoint
         self.ops = ops
+        self.placement = placement
         self._sensitive = sensitive
 
     def _role(self, weights: Sequence[Weight], role: Role = "linear") -> Role:
         return "sensitive" if role == "linear" and self._sensitive(weights) else role
 
-    def linear(self, rows: Sequence[Rows], width: int, *, bias: bool = False, role: Role = "linear") -> Any:
-        """`pack_linear`."""
-        weights = [self.checkpoint.weight(module + ".weight") for module, _ in rows]
-        biases = [self.checkpoint.weight(module + ".bias") for module, _ in rows] if bias else []
-        return self.ops.pack_linear(weights, biases, self._role(weights, role))
+    def linear(
+        self, rows: Sequence[Rows], width: int, *, bias: bool = False, role: Role = "linear", cut: Cut = "none"
+    ) -> Any:
+        """`pack_linear`. Where the columns are cut the ranks' outputs are added up, so only the first has the bias."""
+        weights = [self.checkpoint.weight(module.module + ".weight") for module in rows]
+        bias = bias and (cut != "columns" or self.placement.tp_rank == 0)
+        biases = [self.checkpoint.weight(module.module + ".bias") for module in rows] if bias else []
+        role = self._role(weights, role)
+        if self.placement.tp > 1 and cut == "rows":
+            held = [module.held(self.placement) for module in rows]
+            weights, biases = rows_of(weights, held), rows_of(biases, held)
+        elif self.placement.tp > 1 and cut == "columns":
+            weights = [self._columns(weight) for weight in weights]
+        return self.ops.pack_linear(weights, biases, role)
 
     def vector(self, name: str, width: int) -> Any:
-        """`upload`."""
+        """`upload`; every rank has all of it."""
         values: FloatArray = self.checkpoint.weight(name).float32()
         return self.ops.upload(values)
 
     def experts(self, prefix: str, count: int, hidden: int, width: int) -> Any:
-        """`pack_experts`; nothing is stacked here."""
-        weight = self.checkpoint.weight
+        """`pack_experts` of the experts that this rank holds, or of its columns of all; nothing is stacked here."""
+        weight, held = self.checkpoint.weight, share(count, self.placement.ep, self.placement.ep_rank)
         gate_up: list[list[Weight]]
         if self.packed(prefix):
-            gate_up = [[weight(prefix + "gate_up_proj", e)] for e in range(count)]
-            down = [weight(prefix + "down_proj", e) for e in range(count)]
+            modules = [Rows(prefix + "gate_up_proj", 2 * width, stacked=2)]
+            gate_up = [[weight(prefix + "gate_up_proj", e)] for e in held]
+            down = [weight(prefix + "down_proj", e) for e in held]
         else:
-            gate_up = [
-                [weight(f"{prefix}{e}.gate_proj.weight"), weight(f"{prefix}{e}.up_proj.weight")] for e in range(count)
-            ]
-            down = [weight(f"{prefix}{e}.down_proj.weight") for e in range(count)]
+            modules = [Rows(f"{prefix}{part}", width) for part in ("gate_proj", "up_proj")]
+            gate_up = [[weight(f"{prefix}{e}.gate_proj.weight"), weight(f"{prefix}{e}.up_proj.weight")] for e in held]
+            down = [weight(f"{prefix}{e}.down_proj.weight") for e in held]
         roles = self._role([part for parts in gate_up for part in parts]), self._role(down)
+        if self.placement.tp > 1 and self.placement.ep == 1:
+            rows = [module.held(self.placement) for module in modules]
+            gate_up, down = [rows_of(parts, rows) for parts in gate_up], [self._columns(part) for part in down]
         return self.ops.pack_experts(gate_up, down, roles)
+
+    def _columns(self, weight: Weight) -> Weight:
+        height, width = weight.shape
+        columns = share(width, self.placement.tp, self.placement.tp_rank)
+        return Part(weight, range(height), columns, corrects=self.placement.tp_rank == 0)
+
+
+def rows_of(weights: Sequence[Weight], held: Sequence[Sequence[range]]) -> list[Weight]:
+    """The rows `held[i]` of each weight or bias `i`, in order."""
+    return [Part(weight, rows) for weight, ranges in zip(weights, held, strict=bool(weights)) for rows in ranges]
