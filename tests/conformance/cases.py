@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tests.conformance.targets import GQA, Target
 from tests.models.memory_checkpoint import weight
 
-from gallium.ops.handles import AttentionSpec, FloatArray, KvCache, Linear, MoeSpec, Precision, Role, Step
+from gallium.ops.handles import AttentionSpec, FloatArray, IntArray, KvCache, Linear, MoeSpec, Precision, Role, Step
 from gallium.ops.interface import Ops, Plan
 from gallium.ops.tolerances import difference
 
@@ -75,7 +75,7 @@ class Pair:
     def plans(self, step: Step) -> tuple[Plan, Plan]:
         return self.ours.plan(step), self.wanted.plan(step)
 
-    def tensors(self, array: FloatArray) -> tuple[Any, Any]:
+    def tensors(self, array: FloatArray | IntArray) -> tuple[Any, Any]:
         return self.ours.upload(array), self.wanted.upload(array)
 
     def check(self, op: str, *args: Any) -> tuple[Any, Any]:

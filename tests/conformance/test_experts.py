@@ -136,3 +136,18 @@ def test_moe(target: Target, shared: bool, tokens: int) -> None:
     down = p.linear(normal(6, hidden, both, scale=0.2)) if shared else (None, None)
     weights = [MoeWeights(*side) for side in zip(router, bias, experts, gate_up, down, strict=True)]  # type: ignore[arg-type]
     p.check("moe", p.tensors(normal(7, tokens, hidden)), tuple(weights), spec)
+
+
+def test_ids_come_back_from_the_device_as_they_went(target: Target) -> None:
+    ids = np.array([[0, 2**24 + 1], [159, 7]], np.int32)  # not all of them have a float32 of their own
+    ops = target.open()
+    back = ops.download(ops.upload(ids))
+    assert back.dtype == np.int32
+    np.testing.assert_array_equal(back, ids)
+
+
+def test_experts_take_ids_from_the_host(target: Target) -> None:
+    p = pair(target, GQA, MoeSpec(8, 3, "sigmoid", True, 1.7))
+    w = packed(p, normal(1, 8, 36, 36, scale=0.2), normal(2, 8, 36, 18, scale=0.2), True)
+    ids = np.array([[7, 0, 3], [2, 1, 6]], np.int32)
+    p.check("experts", p.tensors(normal(4, 2, 36)), p.tensors(normal(5, 2, 3)), p.tensors(ids), w)

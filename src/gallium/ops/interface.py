@@ -13,6 +13,7 @@ from gallium.ops.handles import (
     AttentionSpec,
     Experts,
     FloatArray,
+    IntArray,
     KvCache,
     Linear,
     MoeSpec,
@@ -45,8 +46,8 @@ class Ops(ABC):
 
     # -- memory and execution -------------------------------------------------
     @abstractmethod
-    def upload(self, array: FloatArray) -> Tensor:
-        """A float32 host array as a tensor of this backend (norm gains, router bias)."""
+    def upload(self, array: FloatArray | IntArray) -> Tensor:
+        """A float32 host array as a tensor of this backend (norm gains, router bias); int32 stays int32 (ids)."""
 
     @abstractmethod
     def download(self, x: Tensor) -> FloatArray:

@@ -100,9 +100,9 @@ class ReferenceOps(Ops):
     name = "reference"
 
     # -- memory -------------------------------------------------------------------
-    def upload(self, array: FloatArray) -> Array:
-        """A float32 copy."""
-        return np.array(array, np.float32)
+    def upload(self, array: FloatArray | IntArray) -> Array:
+        """A copy in float32, or in int32."""
+        return np.array(array, np.int32 if np.issubdtype(array.dtype, np.integer) else np.float32)
 
     def download(self, x: Array) -> FloatArray:
         """A copy."""

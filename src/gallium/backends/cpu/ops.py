@@ -18,6 +18,7 @@ from gallium.ops.handles import (
     AttentionSpec,
     Experts,
     FloatArray,
+    IntArray,
     KvCache,
     Linear,
     MoeSpec,
@@ -63,9 +64,9 @@ class CpuOps(Ops):
         return self._linear.packed_bytes
 
     # -- memory -------------------------------------------------------------------
-    def upload(self, array: FloatArray) -> Array:
-        """A contiguous float32 copy."""
-        return np.array(array, np.float32, order="C")
+    def upload(self, array: FloatArray | IntArray) -> Array:
+        """A contiguous copy in float32, or in int32."""
+        return np.array(array, np.int32 if np.issubdtype(array.dtype, np.integer) else np.float32, order="C")
 
     def download(self, x: Any) -> Any:
         """The array itself: it is on the host."""
