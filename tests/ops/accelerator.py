@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gallium.ops.handles import AttentionSpec, Experts, FloatArray, IntArray, KvCache, Step
+from gallium.ops.handles import AttentionSpec, Experts, FloatArray, IntArray, KvCache, KvGrid, Step
 from gallium.ops.interface import Ops
 from gallium.ops.reference import ReferenceOps, softmax
 
@@ -120,7 +120,9 @@ class PretendAccelerator(DefinedOps):
             logit_rows=extended(step.logit_rows, 0, rows),
         )
 
-    def make_kv_cache(self, spec: AttentionSpec, num_blocks: int, block_size: int) -> KvCache:
+    def make_kv_cache(
+        self, spec: AttentionSpec, num_blocks: int, block_size: int, grid: KvGrid | None = None
+    ) -> KvCache:
         self.private_block = num_blocks
 
         def empty(width: int) -> FloatArray:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int32]
 Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8", "int4"]
-Role: TypeAlias = Literal["linear", "sensitive", "head", "embedding", "router"]
+Role: TypeAlias = Literal["linear", "sensitive", "float", "head", "embedding", "router"]
 """What a projection is for. A backend may keep a role more precise than asked (a router is always float32).
 
-"sensitive" is a linear that the checkpoint's maker kept more precise than the rest of the model."""
+"sensitive" is a linear that the checkpoint's maker kept more precise than the rest of the model. "float" is any matrix
+that a maker who gave integers for the model (`Weight.quantisation`) left in floating point: it is not quantised."""
 
 
 class Tensor(Protocol):
@@ -36,17 +37,40 @@ class Tensor(Protocol):
 class Quantisation:
     """How the integers of a quantised weight `[out, in]` become numbers, and what was calibrated for its input.
 
-    A weight is `codes * scale`, its scale that of its row and group of `in / groups` columns. "dynamic" activations are
-    quantised per token: scale = largest magnitude / 127, rounded half to even. "static" ones are
-    `round(x / input_scale) + input_offset`, kept within -128 to 127.
+    A weight is `codes * scale`, its scale that of its row and group of `in / groups` columns; there are no offsets.
+    A projection `y = x W.T + bias` is computed in integers, all of the rest in float32:
+
+    * "dynamic": per token `s = max |x| / 127`, `q = round(x / s)` (0 where s is 0);
+      `y = sum over groups of (q . codes in the group) * scale * s + bias`.
+    * "static": `q = round(x * (1 / input_scale) + input_offset)`, kept within -128 to 127; groups is 1;
+      `y = (q . codes + correction) * output_scale + bias`.
+
+    Rounding is half to even. Rows may be cut as they like; of columns cut over ranks the first rank keeps `correction`,
+    the others have zeros, and the sum over ranks is right. The bias is a Weight of its own, in float, in both cases:
+    where a file has folded it into its integers too, it is taken out of `correction`.
     """
 
-    bits: Literal[4, 8]
+    bits: Literal[4, 8]  # codes are -128 to 127, or -8 to 7
     scale: FloatArray  # [out, groups]
     activations: Literal["dynamic", "static"]
-    input_scale: float = 1.0  # static only, with the next two
+    input_scale: float = 1.0  # static only, with the next three
     input_offset: int = 0
-    correction: IntArray | None = None  # [out]: added to the integer sums, it takes the offset's part out again
+    output_scale: FloatArray | None = None  # [out]: input_scale * scale as the file rounds it
+    correction: IntArray | None = None  # [out]: takes the offset's part out of the integer sums
+
+
+@dataclass(frozen=True, slots=True)
+class KvGrid:
+    """The calibrated 8-bit grid of one layer's keys (after rope) and values: one scale and offset per channel.
+
+    What is cached is `code = round(x * (1 / scale) + offset)`, half to even, kept within -128 to 127; what attention
+    sees is `(code - offset) * scale`.
+    """
+
+    k_scale: FloatArray  # [kv_heads, head_dim]
+    k_offset: FloatArray  # whole numbers, often all zero
+    v_scale: FloatArray  # [kv_heads, v_head_dim]
+    v_offset: FloatArray
 
 
 class Weight(Protocol):
@@ -69,7 +93,8 @@ class Weight(Protocol):
     def storage(self) -> str:
         """How `raw` is coded: F32, F16, BF16, or a GGUF block format: Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K.
 
-        I8 and I4 are the integers of a weight that has a `quantisation`; `raw` of I4 holds one integer per byte too.
+        I8 and I4 are the integers of a weight that has a `quantisation`: `raw` holds out * in int8 values (view it as
+        that), of I4 too, whatever packing the file has.
         """
         ...
 

@@ -15,6 +15,7 @@ from gallium.ops.handles import (
     FloatArray,
     IntArray,
     KvCache,
+    KvGrid,
     Linear,
     MoeSpec,
     Role,
@@ -85,8 +86,10 @@ class Ops(ABC):
         """Per expert: parts stacked to `[2 * width, hidden]` (gate first), and `[hidden, width]`; the role of each."""
 
     @abstractmethod
-    def make_kv_cache(self, spec: AttentionSpec, num_blocks: int, block_size: int) -> KvCache:
-        """An empty cache for one layer."""
+    def make_kv_cache(
+        self, spec: AttentionSpec, num_blocks: int, block_size: int, grid: KvGrid | None = None
+    ) -> KvCache:
+        """An empty cache for one layer. With a `grid` (gqa only), `kv_write` puts keys and values on it."""
 
     @abstractmethod
     def kv_block_bytes(self, spec: AttentionSpec, block_size: int) -> int:

@@ -18,6 +18,7 @@ from gallium.ops.handles import (
     FloatArray,
     IntArray,
     KvCache,
+    KvGrid,
     Linear,
     MoeSpec,
     Role,
@@ -39,6 +40,7 @@ class Pages:
     k: FloatArray  # gqa: [.., kv_heads, head_dim]; mla: the latent [.., latent_dim]
     v: FloatArray  # gqa: [.., kv_heads, v_head_dim]; mla: the rope key [.., rope.dim]
     index: FloatArray  # mla_sparse: [.., index_dim]; else [.., 0]
+    grid: KvGrid | None = None
 
 
 def softmax(x: Array) -> Array:
@@ -89,6 +91,12 @@ def seen_by(plan: Step, block_size: int) -> list[Array]:
     return [context_slots(plan, seqs[t], int(p) + 1, block_size) for t, p in enumerate(plan.positions)]
 
 
+def on_grid(x: Array, scale: FloatArray, offset: FloatArray) -> Array:
+    """The nearest of 256 values per channel: see `KvGrid`."""
+    code = np.clip(np.rint(x * (np.float32(1) / scale) + offset), -128, 127)
+    return (code - offset) * scale
+
+
 def flat(pages: FloatArray) -> FloatArray:
     """`[blocks, block_size, ...]` seen as `[slots, ...]`."""
     return pages.reshape(-1, *pages.shape[2:])
@@ -134,7 +142,9 @@ class ReferenceOps(Ops):
         second = np.stack([w.float32() for w in down])
         return Experts(second.shape[0], second.shape[1], second.shape[2], (first, second))
 
-    def make_kv_cache(self, spec: AttentionSpec, num_blocks: int, block_size: int) -> KvCache:
+    def make_kv_cache(
+        self, spec: AttentionSpec, num_blocks: int, block_size: int, grid: KvGrid | None = None
+    ) -> KvCache:
         """Pages full of NaN."""
 
         def empty(*shape: int) -> FloatArray:
@@ -144,7 +154,7 @@ class ReferenceOps(Ops):
             k, v = empty(spec.num_kv_heads, spec.head_dim), empty(spec.num_kv_heads, spec.v_head_dim)
         else:
             k, v = empty(spec.latent_dim), empty(spec.rope.dim)
-        return KvCache(num_blocks, block_size, Pages(k, v, empty(spec.index_dim)))
+        return KvCache(num_blocks, block_size, Pages(k, v, empty(spec.index_dim), grid))
 
     def kv_block_bytes(self, spec: AttentionSpec, block_size: int) -> int:
         """The bytes of one block's pages."""
@@ -226,8 +236,10 @@ class ReferenceOps(Ops):
 
     # -- attention ----------------------------------------------------------------
     def kv_write(self, k: Array, v: Array, cache: KvCache, plan: Step) -> None:
-        """Rows into their slots."""
-        slots = plan.slots(cache.block_size)
+        """Rows into their slots, on the cache's grid if it has one."""
+        slots, grid = plan.slots(cache.block_size), cache.data.grid
+        if grid is not None:
+            k, v = on_grid(k, grid.k_scale, grid.k_offset), on_grid(v, grid.v_scale, grid.v_offset)
         flat(cache.data.k)[slots], flat(cache.data.v)[slots] = k, v
 
     def index_write(self, keys: Array, cache: KvCache, plan: Step) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallium.backends.cpu.arrays import address, aligned_zeros
-from gallium.ops.handles import AttentionSpec, Precision
+from gallium.ops.handles import AttentionSpec, FloatArray, KvGrid, Precision
 
 _CACHE = Struct("@2Q9q")  # ga_cache
 PANEL = 16  # keys that attention reads as one vector
@@ -38,11 +38,17 @@ def block_bytes(spec: AttentionSpec, block_size: int, precision: Precision) -> i
 
 
 class CacheData:
-    """What a KvCache handle of this backend holds. `packed` and `index` are the ga_cache that kernels read."""
+    """What a KvCache handle of this backend holds. `packed` and `index` are the ga_cache that kernels read.
 
-    __slots__ = ("index", "index_keys", "keys", "packed", "values")
+    With a `grid` the cache holds `code - offset`, whole numbers of at most 255 that bfloat16 has exactly; the scales go
+    to the queries and to what attention returns. It takes no less memory than without.
+    """
 
-    def __init__(self, spec: AttentionSpec, num_blocks: int, block_size: int, precision: Precision) -> None:
+    __slots__ = ("grid", "index", "index_keys", "keys", "packed", "values")
+
+    def __init__(
+        self, spec: AttentionSpec, num_blocks: int, block_size: int, precision: Precision, grid: KvGrid | None = None
+    ) -> None:
         dtype = element_type(precision)
         layout, key_dim, value_dim = _widths(spec, block_size)
         heads = 1 if layout == LATENT else spec.num_kv_heads
@@ -55,6 +61,7 @@ class CacheData:
             key_dim, value_dim, key_dim if layout == LATENT else spec.head_dim,
             value_dim if layout == LATENT else spec.v_head_dim, bf16, layout,
         )  # fmt: skip
+        self.grid = grid
         self.index_keys: NDArray[Any] | None = None
         self.index = b""
         if spec.index_dim:
@@ -63,3 +70,17 @@ class CacheData:
                 address(self.index_keys), 0, num_blocks, block_size, 1,
                 spec.index_dim, spec.index_dim, spec.index_dim, spec.index_dim, bf16, LATENT,
             )  # fmt: skip
+
+
+def codes(x: FloatArray, scale: FloatArray, offset: FloatArray) -> FloatArray:
+    """`code - offset` of the codes that `KvGrid` defines, as float32; x is `[tokens, heads, width]`."""
+    code: FloatArray = np.clip(np.rint(x * (np.float32(1) / scale) + offset), -128, 127)
+    return np.subtract(code, offset, out=code)
+
+
+def scaled_queries(q: FloatArray, grid: KvGrid, spec: AttentionSpec) -> FloatArray:
+    """Of q `[tokens, heads * head_dim]` or more columns: `[tokens, heads, head_dim]`, times their key scales."""
+    heads = np.repeat(grid.k_scale, spec.num_heads // spec.num_kv_heads, axis=0)
+    wanted = q.reshape(len(q), -1)[:, : spec.num_heads * spec.head_dim]
+    scaled: FloatArray = wanted.reshape(len(q), spec.num_heads, spec.head_dim) * heads
+    return scaled

@@ -8,7 +8,7 @@ from struct import Struct
 import numpy as np
 
 from gallium.backends.cpu.arrays import address, check_memory, contiguous, require, rows
-from gallium.backends.cpu.cache import CacheData
+from gallium.backends.cpu.cache import CacheData, codes, scaled_queries
 from gallium.backends.cpu.kernels_rows import silent
 from gallium.backends.cpu.plan import CpuPlan
 from gallium.ops.handles import AttentionSpec, FloatArray, IntArray, KvCache
@@ -33,6 +33,8 @@ class AttentionKernels:
     def kv_write(self, k: FloatArray, v: FloatArray, cache: KvCache, plan: CpuPlan) -> None:
         """Rows of k and v into this step's slots."""
         data: CacheData = cache.data
+        if data.grid is not None:
+            k, v = codes(k, data.grid.k_scale, data.grid.k_offset), codes(v, data.grid.v_scale, data.grid.v_offset)
         k, k_stride = rows(k)
         v, v_stride = rows(v)
         require(len(k) == len(v) == plan.tokens, "kv_write: as many keys and values as tokens are needed.")
@@ -72,6 +74,8 @@ class AttentionKernels:
     def attend(self, q: FloatArray, cache: KvCache, plan: CpuPlan, spec: AttentionSpec) -> FloatArray:
         """Causal attention of q `[tokens, heads * head_dim]` or more columns, or `[tokens, heads, head_dim]`."""
         data: CacheData = cache.data
+        if data.grid is not None:
+            q = scaled_queries(q, data.grid, spec)
         q, stride = rows(q)
         require(len(q) == plan.tokens, "attend: as many queries as tokens are needed.")
         plan.slots(cache.block_size, cache.num_blocks)  # checks the block table against this cache
@@ -86,6 +90,8 @@ class AttentionKernels:
         )  # fmt: skip
         if status:
             check_memory(status, "attend")
+        if data.grid is not None:
+            out *= np.repeat(data.grid.v_scale, spec.num_heads // spec.num_kv_heads, axis=0)
         return out
 
     def attend_latent(

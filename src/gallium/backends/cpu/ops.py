@@ -20,6 +20,7 @@ from gallium.ops.handles import (
     FloatArray,
     IntArray,
     KvCache,
+    KvGrid,
     Linear,
     MoeSpec,
     Precision,
@@ -94,9 +95,11 @@ class CpuOps(Ops):
         """All experts of one layer."""
         return self._linear.pack_experts(gate_up, down, roles)
 
-    def make_kv_cache(self, spec: AttentionSpec, num_blocks: int, block_size: int) -> KvCache:
+    def make_kv_cache(
+        self, spec: AttentionSpec, num_blocks: int, block_size: int, grid: KvGrid | None = None
+    ) -> KvCache:
         """A cache of zeros whose pages the system provides when they are first written."""
-        return KvCache(num_blocks, block_size, CacheData(spec, num_blocks, block_size, self.precision))
+        return KvCache(num_blocks, block_size, CacheData(spec, num_blocks, block_size, self.precision, grid))
 
     def kv_block_bytes(self, spec: AttentionSpec, block_size: int) -> int:
         """Bytes of one block of one layer."""
@@ -189,7 +192,12 @@ class CpuOps(Ops):
         return self._linear.gated_mlp(x, gate_up, down)
 
     def gqa(self, x: Array, w: Any, cache: KvCache, plan: CpuPlan, spec: AttentionSpec, eps: float) -> Array:
-        """Head norms, rope and the cache write in one pass over the projection's output, in place."""
+        """Head norms, rope and the cache write in one pass over the projection's output, in place.
+
+        A cache with a grid takes one op after the other.
+        """
+        if cache.data.grid is not None:
+            return super().gqa(x, w, cache, plan, spec, eps)
         qkv = self._linear.linear(x, w.qkv)
         gains = None if w.q_gain is None else (w.q_gain, w.k_gain)
         self._attention.prepare(qkv, gains, cache, plan, spec, eps)
