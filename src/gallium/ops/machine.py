@@ -50,3 +50,12 @@ class KnowsWeightBytes(Protocol):
     def weight_bytes(self) -> int:
         """Bytes of all packed weights."""
         ...
+
+
+@runtime_checkable
+class KnowsFreeMemory(Protocol):
+    """Ops whose device may have memory of its own."""
+
+    def free_bytes(self) -> int | None:
+        """Bytes that weights and KV cache can still get on the device; None: it uses the host's memory."""
+        ...
