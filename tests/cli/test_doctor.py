@@ -101,7 +101,7 @@ def test_level_of_the_environment():
 
 def test_precision_is_one_that_the_backend_has(gallium):
     by_name = {entry["name"]: entry for entry in facts(gallium("doctor", "--no-measure", "--json"))["backends"]}
-    assert {name: entry["precision"] for name, entry in by_name.items()} == {"cpu": "bfloat16", "reference": "float32"}
+    assert (by_name["cpu"]["precision"], by_name["reference"]["precision"]) == ("bfloat16", "float32")
 
 
 def test_precision_that_cannot_be_is_one_sentence(gallium):
@@ -157,3 +157,9 @@ def test_missing_default_model_is_told(gallium, monkeypatch):
     monkeypatch.setattr("gallium.checkpoints.resolve_model", missing)
     told = facts(gallium("doctor", "--backend", "reference", "--json"))["gallium"]
     assert told["default model"] == "not found: the embedded model is not installed: pip install it."
+
+
+def test_emulated_hardware_counts_only_when_it_is_named(gallium, found):
+    found(Emulated())
+    assert gallium("doctor").exit_code == 1
+    assert gallium("doctor", "--backend", "pretend").exit_code == 0

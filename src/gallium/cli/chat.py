@@ -14,6 +14,7 @@ from gallium.cli.line_editing import read_line, start_line_editing
 from gallium.cli.loading import announce, loaded
 from gallium.cli.options import Command, engine_options, model_argument, sampling_options
 from gallium.cli.terminal import checked_text, note, read_stdin, stdin_is_terminal, write
+from gallium.cli.virtual import virtual_options
 from gallium.errors import ContextTooLong, GalliumError, TemplateError, UsageError
 from gallium.settings import EngineSettings
 from gallium.types import SamplingParams
@@ -52,6 +53,7 @@ Examples:
 @click.option("--system", help="The system message.")
 @sampling_options(without=("n", "logprobs"))
 @engine_options()
+@virtual_options
 def chat(model: str | None, system: str | None, sampling: dict[str, Any], settings: EngineSettings) -> None:
     """Talk to MODEL (default: the embedded one).
 

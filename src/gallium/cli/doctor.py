@@ -12,6 +12,7 @@ import click
 from gallium import __version__
 from gallium.cli.options import Command
 from gallium.cli.terminal import note, table
+from gallium.cli.virtual import virtual_options
 from gallium.errors import BackendError, GalliumError
 from gallium.settings import PrecisionChoice
 
@@ -27,6 +28,7 @@ Examples:
   gallium doctor
   gallium doctor --shape glm-4.5-air --precision int4
   GALLIUM_CPU_LEVEL=generic gallium doctor --backend cpu
+  gallium doctor --backend ascend --virtual --soc Ascend910_9391
   gallium doctor --json
 """
 
@@ -39,12 +41,13 @@ Examples:
 @click.option("--threads", type=click.IntRange(1), help="Threads to measure with.")
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Measure bandwidth and peak (seconds).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@virtual_options
 def doctor(
     backend: str | None, shape: str, precision: Precision | None, threads: int | None, measure: bool, as_json: bool
 ) -> None:
     """Report on this machine and on every backend found.
 
-    Ends with exit code 1 if no real backend is usable.
+    Ends with exit code 1 if no real backend is usable; an emulated one counts when it is named.
     """
     from gallium.cli.shapes import shape_config
     from gallium.models.config import read_spec
@@ -56,7 +59,7 @@ def doctor(
         "backends": [_backend_facts(one, spec, precision, threads, measure) for one in _chosen(backend)],
     }
     click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else report(found))
-    if not any(entry["available"] and not entry["emulated"] for entry in found["backends"]):
+    if not any(entry["available"] and (backend or not entry["emulated"]) for entry in found["backends"]):
         raise BackendError("no usable backend: see the reasons above.")
 
 

@@ -12,6 +12,7 @@ from gallium.cli.answering import Answer, answer_messages, answer_raw, sampling_
 from gallium.cli.loading import loaded, stand_in
 from gallium.cli.options import Command, engine_options, model_option, sampling_options
 from gallium.cli.terminal import checked_text, note, read_stdin, stderr_is_terminal, stdin_is_terminal, write
+from gallium.cli.virtual import virtual_options
 from gallium.errors import UsageError
 from gallium.settings import EngineSettings
 
@@ -36,6 +37,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the answer and its figures.")
 @sampling_options()
 @engine_options()
+@virtual_options
 def run(
     prompt: str | None,
     model: str | None,

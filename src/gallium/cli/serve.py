@@ -13,6 +13,7 @@ import click
 from gallium.cli.loading import announce, loaded
 from gallium.cli.options import ENGINE_SERVING, Command, engine_options, model_argument
 from gallium.cli.terminal import checked_text, note
+from gallium.cli.virtual import virtual_options
 from gallium.settings import EngineSettings, environment
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ Endpoints:
               help="Time for open requests to end in when the server is stopped.")  # fmt: skip
 @click.option("--access-log/--no-access-log", default=True, help="Write a line per request to standard error.")
 @engine_options(*ENGINE_SERVING)
+@virtual_options
 def serve(model: str | None, host: str, port: int, access_log: bool, settings: EngineSettings, **served: Any) -> None:
     """Serve MODEL (default: the embedded one) with OpenAI's API.
 
