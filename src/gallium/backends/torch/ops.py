@@ -1,0 +1,204 @@
+"""TorchOps: the op vocabulary in plain, device-neutral PyTorch, and the class that a vendor's fused ops derive from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from gallium.backends.torch import attention, packing, routing, rows, sampling
+from gallium.backends.torch import cache as caches
+from gallium.backends.torch.collectives import Collectives
+from gallium.backends.torch.plan import TorchPlan
+from gallium.ops.handles import (
+    AttentionSpec,
+    Experts,
+    FloatArray,
+    IntArray,
+    KvCache,
+    KvGrid,
+    Linear,
+    ModelFacts,
+    MoeSpec,
+    Precision,
+    Role,
+    RopeSpec,
+    SamplerInputs,
+    Step,
+    Weight,
+)
+from gallium.ops.interface import Ops
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+class TorchOps(Ops):
+    """One model's ops on one device.
+
+    Activations have `dtype`, those of the router float32. An op takes float32 tensors from `upload` as well and
+    converts them. `Linear.data` is the weight `[out, in]`, `Experts.data` the pair `(gate_up [experts, 2 * width,
+    hidden], down [experts, hidden, width])`, `KvCache.data` a `Pages`, a plan a `TorchPlan`.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: ModelFacts, precision: Precision, device: torch.device, collectives: Collectives) -> None:
+        self.model = model
+        self.precision = precision
+        self.device = device
+        self.collectives = collectives
+        self.dtype = DTYPES[precision]
+        self.noise_dtype = torch.float32 if device.type == "mps" else torch.float64  # Metal has no float64
+        self._weight_bytes = 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights packed so far."""
+        return self._weight_bytes
+
+    # -- memory -------------------------------------------------------------------
+    def upload(self, array: FloatArray | IntArray) -> torch.Tensor:
+        """A copy on the device in float32, or in int32."""
+        whole = np.issubdtype(array.dtype, np.integer)
+        return torch.tensor(np.asarray(array, np.int32 if whole else np.float32), device=self.device)
+
+    def download(self, x: torch.Tensor) -> Any:
+        """A float32 (ids: int32) array on the host; waits for it."""
+        wanted = torch.float32 if x.is_floating_point() else torch.int32
+        return x.to(device="cpu", dtype=wanted).numpy()
+
+    def plan(self, step: Step) -> TorchPlan:
+        """The step's arrays on the device; slots, rope tables and windows follow on demand."""
+        return TorchPlan(step, self.device)
+
+    # -- packing ------------------------------------------------------------------
+    def pack_linear(self, parts: Sequence[Weight], bias: Sequence[Weight] = (), role: Role = "linear") -> Linear:
+        """`[out, in]` in the model's dtype; a router stays float32."""
+        dtype = torch.float32 if role == "router" else self.dtype
+        data = self._count(packing.stacked(parts, dtype, self.device))
+        offset = self._count(packing.stacked(bias, dtype, self.device)) if bias else None
+        return Linear(data.shape[1], data.shape[0], data, offset)
+
+    def pack_heads(self, weight: Sequence[Weight]) -> Linear:
+        """`[heads, out, in]`."""
+        data = self._count(packing.stacked_each([[head] for head in weight], self.dtype, self.device))
+        return Linear(data.shape[2], data.shape[1], data)
+
+    def pack_experts(
+        self,
+        gate_up: Sequence[Sequence[Weight]],
+        down: Sequence[Weight],
+        roles: tuple[Role, Role] = ("linear", "linear"),
+    ) -> Experts:
+        """`[experts, 2 * width, hidden]` and `[experts, hidden, width]`."""
+        first = self._count(packing.stacked_each(gate_up, self.dtype, self.device))
+        second = self._count(packing.stacked_each([[w] for w in down], self.dtype, self.device))
+        return Experts(second.shape[0], second.shape[1], second.shape[2], (first, second))
+
+    def _count(self, weight: torch.Tensor) -> torch.Tensor:
+        self._weight_bytes += weight.nbytes
+        return weight
+
+    def make_kv_cache(
+        self, spec: AttentionSpec, num_blocks: int, block_size: int, grid: KvGrid | None = None
+    ) -> KvCache:
+        """Zeros in the model's dtype, with two pages more than asked for (see `plan.FIRST_PAGE`)."""
+        pages = caches.make_pages(spec, num_blocks, block_size, self.dtype, self.device, grid)
+        return KvCache(num_blocks, block_size, pages)
+
+    def kv_block_bytes(self, spec: AttentionSpec, block_size: int) -> int:
+        """Bytes of one block of one layer."""
+        return caches.block_bytes(spec, block_size, self.dtype)
+
+    # -- rows -----------------------------------------------------------------------
+    def embed(self, plan: TorchPlan, table: Linear) -> torch.Tensor:
+        """`table[token_ids]`."""
+        data: torch.Tensor = table.data
+        return data.index_select(0, plan.token_ids)
+
+    def linear(self, x: torch.Tensor, w: Linear) -> torch.Tensor:
+        """`x @ W.T + bias`."""
+        return rows.linear(x, w)
+
+    def head_linear(self, x: torch.Tensor, w: Linear) -> torch.Tensor:
+        """Per head `x[:, h] @ W[h].T`."""
+        return rows.head_linear(x, w)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """`x + y`."""
+        return x + y
+
+    def rms_norm(self, x: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
+        """Over the last axis."""
+        return rows.rms_norm(x, gain, eps)
+
+    def rope(self, x: torch.Tensor, plan: TorchPlan, spec: RopeSpec) -> torch.Tensor:
+        """Rotate the first `spec.dim` of `[tokens, heads, width]`."""
+        return rows.rope(x, plan.rope_table(spec), spec)
+
+    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """`gate * sigmoid(gate) * up`."""
+        return rows.swiglu(gate_up)
+
+    def take_rows(self, x: torch.Tensor, plan: TorchPlan) -> torch.Tensor:
+        """`x[logit_rows]`; x itself when that is all of it."""
+        return x if plan.all_rows else x.index_select(0, plan.logit_rows)
+
+    def sample(self, logits: torch.Tensor, how: SamplerInputs) -> torch.Tensor:
+        """One token id per row."""
+        return sampling.sample(logits, how, self.noise_dtype)
+
+    # -- experts --------------------------------------------------------------------
+    def route(self, logits: torch.Tensor, bias: torch.Tensor, spec: MoeSpec) -> tuple[torch.Tensor, torch.Tensor]:
+        """(weights, ids) of the chosen experts."""
+        return routing.route(logits, bias, spec)
+
+    def experts(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, w: Experts) -> torch.Tensor:
+        """Weighted sum of the chosen experts."""
+        return routing.experts(x, weights, ids, w)
+
+    # -- attention --------------------------------------------------------------------
+    def kv_write(self, k: torch.Tensor, v: torch.Tensor, cache: KvCache, plan: TorchPlan) -> None:
+        """Keys and values (mla: latents and rope keys) into their slots."""
+        caches.kv_write(k, v, cache, plan)
+
+    def index_write(self, keys: torch.Tensor, cache: KvCache, plan: TorchPlan) -> None:
+        """Index keys into their slots."""
+        caches.index_write(keys, cache, plan)
+
+    def attend(self, q: torch.Tensor, cache: KvCache, plan: TorchPlan, spec: AttentionSpec) -> torch.Tensor:
+        """Causal paged attention."""
+        return attention.attend(q, cache, plan, spec)
+
+    def attend_latent(
+        self,
+        q: torch.Tensor,
+        q_rope: torch.Tensor,
+        cache: KvCache,
+        plan: TorchPlan,
+        spec: AttentionSpec,
+        selected: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Attention over latents."""
+        return attention.attend_latent(q, q_rope, cache, plan, spec, selected)
+
+    def index_topk(
+        self, q: torch.Tensor, weights: torch.Tensor, cache: KvCache, plan: TorchPlan, k: int
+    ) -> torch.Tensor:
+        """The positions each query may see."""
+        return attention.index_topk(q, weights, cache, plan, k)
+
+    # -- ranks ------------------------------------------------------------------------
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum over the tensor-parallel group."""
+        return self.collectives.all_reduce(x)
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        """The parts of the tensor-parallel group, side by side."""
+        return self.collectives.all_gather(x)
