@@ -21,7 +21,7 @@ class Part:
 
     A cut of columns copies the bytes of these columns only. Where it goes through the middle of a coding's blocks, the
     part is decoded to F32. Rows, of whatever coding, stay a view of the file. `corrects` says whether this part
-    carries the correction of statically quantised activations: of the parts that are added up later, only one may.
+    carries the correction of statically quantised activations: of the parts whose products are added up, one does.
     """
 
     whole: Weight
@@ -52,15 +52,18 @@ class Part:
         if how is None:
             return None
         width, groups = self.whole.shape[1], how.scale.shape[1]
-        scale = how.scale[self.rows.start : self.rows.stop]
+        rows = slice(self.rows.start, self.rows.stop)
+        scale = how.scale[rows]
         if groups > 1 and self.columns is not None:
             group = width // groups
             fine = math.gcd(group, self.columns.start, self.columns.stop)
             scale = np.repeat(scale, group // fine, axis=1)[:, self.columns.start // fine : self.columns.stop // fine]
-        correction = how.correction if self.corrects else None
+        output_scale = None if how.output_scale is None else how.output_scale[self.rows.start : self.rows.stop]
+        correction = how.correction
         if correction is not None:
             correction = correction[self.rows.start : self.rows.stop]
-        return replace(how, scale=scale, correction=correction)
+            correction = correction if self.corrects else np.zeros_like(correction)
+        return replace(how, scale=scale, output_scale=output_scale, correction=correction)
 
     def raw(self) -> NDArray[np.uint8]:
         """The bytes of the part: a view if all columns are taken."""
