@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from tests.conformance.targets import GQA, Target
@@ -15,7 +16,8 @@ from gallium.ops.handles import AttentionSpec, FloatArray, IntArray, KvCache, Li
 from gallium.ops.interface import Ops, Plan
 from gallium.ops.tolerances import difference
 
-EXACT: dict[Precision, int] = {"float32": 15, "bfloat16": 15, "int8": 127, "int4": 127}
+LAST_BIT: dict[Precision, float] = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+EXACT: dict[Precision, int] = {"float32": 15, "float16": 15, "bfloat16": 15, "int8": 127, "int4": 127}
 
 
 def normal(seed: int, *shape: int, scale: float = 1.0) -> FloatArray:
@@ -78,6 +80,11 @@ class Pair:
     def tensors(self, array: FloatArray | IntArray) -> tuple[Any, Any]:
         return self.ours.upload(array), self.wanted.upload(array)
 
+    def kept(self, array: FloatArray) -> tuple[Any, Any]:
+        """As `tensors`, of numbers that the precision's 16 bits hold: a backend may keep its activations in them."""
+        kind = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}.get(self.precision, np.float32)
+        return self.tensors(array.astype(kind).astype(np.float32))
+
     def check(self, op: str, *args: Any) -> tuple[Any, Any]:
         """Run one op on both sides and compare. An argument that is a tuple of two is (ours, the reference's)."""
         sides = [[a[side] if isinstance(a, tuple) else a for a in args] for side in (0, 1)]
@@ -94,7 +101,15 @@ class Pair:
         assert fault is None, f"{op}: {fault}"
 
     def same(self, op: str, *args: Any) -> None:
-        """As `check`, but the results must be equal up to the last bits of float32."""
+        """As `check`, but the results must be equal up to the last bits of float32.
+
+        In half precision a backend may keep its activations in 16 bits: then up to their last bit.
+        """
+        if self.precision in LAST_BIT:
+            got, expected = self.check(op, *args)
+            got, expected = self.ours.download(got), self.wanted.download(expected)
+            np.testing.assert_allclose(got, expected, rtol=LAST_BIT[self.precision], atol=1e-6)
+            return
         precision, self.precision = self.precision, "float32"
         try:
             self.check(op, *args)

@@ -24,7 +24,7 @@ def fill(p: Pair, spec: AttentionSpec, caches: object, tables: np.ndarray, first
     chunks = [(0, first) for first in firsts]
     n = sum(firsts)
     k, v = normal(11, n, spec.num_kv_heads, spec.head_dim), normal(12, n, spec.num_kv_heads, spec.v_head_dim)
-    p.check("kv_write", p.tensors(k), p.tensors(v), caches, p.plans(step_of(chunks, tables)))
+    p.check("kv_write", p.kept(k), p.kept(v), caches, p.plans(step_of(chunks, tables)))
 
 
 def attend(target: Target, spec: AttentionSpec, chunks: Chunks, block_size: int, order: str = "shuffled") -> None:
@@ -36,8 +36,8 @@ def attend(target: Target, spec: AttentionSpec, chunks: Chunks, block_size: int,
     n = sum(count for _, count in chunks)
     plans = p.plans(step_of(chunks, tables))
     k, v = normal(1, n, spec.num_kv_heads, spec.head_dim), normal(2, n, spec.num_kv_heads, spec.v_head_dim)
-    p.check("kv_write", p.tensors(k), p.tensors(v), caches, plans)
-    p.check("attend", p.tensors(normal(3, n, spec.num_heads, spec.head_dim)), caches, plans, spec)
+    p.check("kv_write", p.kept(k), p.kept(v), caches, plans)
+    p.check("attend", p.kept(normal(3, n, spec.num_heads, spec.head_dim)), caches, plans, spec)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (4, 2), (6, 2), (5, 1), (12, 1), (32, 2)])

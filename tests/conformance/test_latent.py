@@ -35,7 +35,7 @@ def filled(p: Pair, spec: AttentionSpec, block_size: int) -> tuple[object, tuple
         n = len(step.token_ids)
         plans = p.plans(step)
         latent, k_rope = normal(seed, n, spec.latent_dim), normal(seed + 9, n, spec.rope.dim)
-        p.check("kv_write", p.tensors(latent), p.tensors(k_rope), cache, plans)
+        p.check("kv_write", p.kept(latent), p.kept(k_rope), cache, plans)
         if spec.index_dim:
             p.check("index_write", p.tensors(whole(seed + 5, -3, 3, n, spec.index_dim)), cache, plans)
     return cache, plans, both[-1]
@@ -49,7 +49,7 @@ def test_attend_latent_over_everything(target: Target, name: str, block_size: in
     cache, plans, step = filled(p, spec, block_size)
     n = len(step.token_ids)
     q, q_rope = normal(31, n, spec.num_heads, spec.latent_dim), normal(32, n, spec.num_heads, spec.rope.dim)
-    p.check("attend_latent", p.tensors(q), p.tensors(q_rope), cache, plans, spec, None)
+    p.check("attend_latent", p.kept(q), p.kept(q_rope), cache, plans, spec, None)
 
 
 @pytest.mark.parametrize("block_size", [4, 16])
@@ -63,7 +63,7 @@ def test_index_topk_and_attention_over_what_it_selects(target: Target, name: str
     index_q, weights = whole(41, -2, 2, n, INDEX_HEADS, spec.index_dim), whole(42, -1, 2, n, INDEX_HEADS)
     selected = p.check("index_topk", p.tensors(index_q), p.tensors(weights), cache, plans, spec.index_topk)
     q, q_rope = normal(43, n, spec.num_heads, spec.latent_dim), normal(44, n, spec.num_heads, spec.rope.dim)
-    p.check("attend_latent", p.tensors(q), p.tensors(q_rope), cache, plans, spec, selected)
+    p.check("attend_latent", p.kept(q), p.kept(q_rope), cache, plans, spec, selected)
 
 
 def test_index_topk_ties_go_to_the_lower_position(target: Target) -> None:
