@@ -15,7 +15,7 @@ SELECTED_ELEMENTS = 1 << 26  # elements of latents that are gathered at once for
 
 def gather(pages: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """Pages `[pages, block_size, ...]` at slots `[seqs, keys]` -> `[seqs, keys, ...]`."""
-    return flat(pages).index_select(0, slots.flatten()).unflatten(0, slots.shape)
+    return flat(pages).index_select(0, slots.flatten()).view(*slots.shape, *pages.shape[2:])
 
 
 def attend(q: torch.Tensor, cache: KvCache, plan: TorchPlan, spec: AttentionSpec) -> torch.Tensor:
@@ -58,7 +58,7 @@ def attend_window(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: Win
     """
     seqs, queries, kv_heads = window.seqs, window.queries, k.shape[2]
     group = q.shape[1] // kv_heads
-    rows = q.view(seqs, queries, kv_heads, group, -1).permute(0, 2, 3, 1, 4).reshape(seqs, kv_heads, -1, q.shape[-1])
+    rows = q.reshape(seqs, queries, kv_heads, group, -1).permute(0, 2, 3, 1, 4).reshape(seqs, kv_heads, -1, q.shape[-1])
     mask = window.mask[:, None]
     if queries > 1:
         mask = mask[:, :, None].expand(-1, -1, group, -1, -1).reshape(seqs, 1, group * queries, -1)
@@ -87,8 +87,8 @@ def index_topk(q: torch.Tensor, weights: torch.Tensor, cache: KvCache, plan: Tor
     out = torch.full((len(q), k), -1, dtype=torch.int32, device=q.device)
     for window in plan.windows(cache.block_size):
         keys = gather(pages.index, window.slots).float().transpose(1, 2)
-        heads = q[window.rows].float().unflatten(0, (window.seqs, window.queries))
-        gains = weights[window.rows].float().unflatten(0, (window.seqs, window.queries))
+        heads = q[window.rows].float().reshape(window.seqs, window.queries, *q.shape[1:])
+        gains = weights[window.rows].float().reshape(window.seqs, window.queries, -1)
         score = torch.zeros(window.mask.shape, device=q.device)
         for head in range(heads.shape[2]):  # one at a time: all of them together would not fit for a long context
             score += torch.relu(heads[:, :, head] @ keys) * gains[:, :, head, None]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from gallium.backends.torch import attention, packing, routing, rows, sampling
+from gallium.backends.torch import attention, packing, ranks, routing, rows, sampling
 from gallium.backends.torch import cache as caches
 from gallium.backends.torch.collectives import Collectives
 from gallium.backends.torch.plan import TorchPlan
@@ -37,6 +37,9 @@ DTYPES: dict[Precision, torch.dtype] = {
     "bfloat16": torch.bfloat16,
 }
 
+Array: TypeAlias = Any
+"""A torch.Tensor on the device; the seam's Tensor has fewer methods than torch's own type tells."""
+
 
 class TorchOps(Ops):
     """One model's ops on one device.
@@ -63,12 +66,12 @@ class TorchOps(Ops):
         return self._weight_bytes
 
     # -- memory -------------------------------------------------------------------
-    def upload(self, array: FloatArray | IntArray) -> torch.Tensor:
+    def upload(self, array: FloatArray | IntArray) -> Array:
         """A copy on the device in float32, or in int32."""
         whole = np.issubdtype(array.dtype, np.integer)
         return torch.tensor(np.asarray(array, np.int32 if whole else np.float32), device=self.device)
 
-    def download(self, x: torch.Tensor) -> Any:
+    def download(self, x: Array) -> Array:
         """A float32 (ids: int32) array on the host; waits for it."""
         wanted = torch.float32 if x.is_floating_point() else torch.int32
         return x.to(device="cpu", dtype=wanted).numpy()
@@ -117,88 +120,85 @@ class TorchOps(Ops):
         return caches.block_bytes(spec, block_size, self.dtype)
 
     # -- rows -----------------------------------------------------------------------
-    def embed(self, plan: TorchPlan, table: Linear) -> torch.Tensor:
-        """`table[token_ids]`."""
-        data: torch.Tensor = table.data
-        return data.index_select(0, plan.token_ids)
+    def embed(self, plan: TorchPlan, table: Linear) -> Array:
+        """`table[token_ids]`, from the ranks that hold the rows."""
+        return ranks.embed(plan.token_ids, table, self.collectives)
 
-    def linear(self, x: torch.Tensor, w: Linear) -> torch.Tensor:
+    def linear(self, x: Array, w: Linear) -> Array:
         """`x @ W.T + bias`."""
         return rows.linear(x, w)
 
-    def head_linear(self, x: torch.Tensor, w: Linear) -> torch.Tensor:
+    def head_linear(self, x: Array, w: Linear) -> Array:
         """Per head `x[:, h] @ W[h].T`."""
         return rows.head_linear(x, w)
 
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def add(self, x: Array, y: Array) -> Array:
         """`x + y`."""
         return x + y
 
-    def rms_norm(self, x: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
+    def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
         """Over the last axis."""
         return rows.rms_norm(x, gain, eps)
 
-    def rope(self, x: torch.Tensor, plan: TorchPlan, spec: RopeSpec) -> torch.Tensor:
+    def rope(self, x: Array, plan: TorchPlan, spec: RopeSpec) -> Array:
         """Rotate the first `spec.dim` of `[tokens, heads, width]`."""
         return rows.rope(x, plan.rope_table(spec), spec)
 
-    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def swiglu(self, gate_up: Array) -> Array:
         """`gate * sigmoid(gate) * up`."""
         return rows.swiglu(gate_up)
 
-    def take_rows(self, x: torch.Tensor, plan: TorchPlan) -> torch.Tensor:
+    def take_rows(self, x: Array, plan: TorchPlan) -> Array:
         """`x[logit_rows]`; x itself when that is all of it."""
         return x if plan.all_rows else x.index_select(0, plan.logit_rows)
 
-    def sample(self, logits: torch.Tensor, how: SamplerInputs) -> torch.Tensor:
+    def sample(self, logits: Array, how: SamplerInputs) -> Array:
         """One token id per row."""
         return sampling.sample(logits, how, self.noise_dtype)
 
     # -- experts --------------------------------------------------------------------
-    def route(self, logits: torch.Tensor, bias: torch.Tensor, spec: MoeSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    def route(self, logits: Array, bias: Array, spec: MoeSpec) -> tuple[Array, Array]:
         """(weights, ids) of the chosen experts."""
         return routing.route(logits, bias, spec)
 
-    def experts(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, w: Experts) -> torch.Tensor:
-        """Weighted sum of the chosen experts."""
-        return routing.experts(x, weights, ids, w)
+    def experts(self, x: Array, weights: Array, ids: Array, w: Experts) -> Array:
+        """Weighted sum of the chosen experts, or this rank's summand of it."""
+        return ranks.experts(x, weights, ids, w, self.collectives)
 
     # -- attention --------------------------------------------------------------------
-    def kv_write(self, k: torch.Tensor, v: torch.Tensor, cache: KvCache, plan: TorchPlan) -> None:
+    def kv_write(self, k: Array, v: Array, cache: KvCache, plan: TorchPlan) -> None:
         """Keys and values (mla: latents and rope keys) into their slots."""
         caches.kv_write(k, v, cache, plan)
 
-    def index_write(self, keys: torch.Tensor, cache: KvCache, plan: TorchPlan) -> None:
+    def index_write(self, keys: Array, cache: KvCache, plan: TorchPlan) -> None:
         """Index keys into their slots."""
         caches.index_write(keys, cache, plan)
 
-    def attend(self, q: torch.Tensor, cache: KvCache, plan: TorchPlan, spec: AttentionSpec) -> torch.Tensor:
+    def attend(self, q: Array, cache: KvCache, plan: TorchPlan, spec: AttentionSpec) -> Array:
         """Causal paged attention."""
         return attention.attend(q, cache, plan, spec)
 
     def attend_latent(
         self,
-        q: torch.Tensor,
-        q_rope: torch.Tensor,
+        q: Array,
+        q_rope: Array,
         cache: KvCache,
         plan: TorchPlan,
         spec: AttentionSpec,
-        selected: torch.Tensor | None,
-    ) -> torch.Tensor:
+        selected: Array | None,
+    ) -> Array:
         """Attention over latents."""
         return attention.attend_latent(q, q_rope, cache, plan, spec, selected)
 
-    def index_topk(
-        self, q: torch.Tensor, weights: torch.Tensor, cache: KvCache, plan: TorchPlan, k: int
-    ) -> torch.Tensor:
+    def index_topk(self, q: Array, weights: Array, cache: KvCache, plan: TorchPlan, k: int) -> Array:
         """The positions each query may see."""
         return attention.index_topk(q, weights, cache, plan, k)
 
     # -- ranks ------------------------------------------------------------------------
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, x: Array) -> Array:
         """Sum over the tensor-parallel group."""
         return self.collectives.all_reduce(x)
 
-    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, x: Array) -> Array:
         """The parts of the tensor-parallel group, side by side."""
         return self.collectives.all_gather(x)

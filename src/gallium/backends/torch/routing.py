@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from gallium.backends.torch.rows import swiglu
@@ -18,7 +20,7 @@ def best_first(x: torch.Tensor) -> torch.Tensor:
 
 def allowed_experts(choice: torch.Tensor, spec: MoeSpec) -> torch.Tensor:
     """Boolean `[tokens, experts]`: members of the `top_groups` groups whose two best scores sum highest."""
-    groups = choice.unflatten(-1, (spec.num_groups, -1))
+    groups = choice.view(len(choice), spec.num_groups, spec.num_experts // spec.num_groups)
     score = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(dim=-1)
     kept = torch.zeros_like(score, dtype=torch.bool)
     kept.scatter_(-1, best_first(score)[:, : spec.top_groups], True)
@@ -41,17 +43,30 @@ def route(logits: torch.Tensor, bias: torch.Tensor, spec: MoeSpec) -> tuple[torc
 
 def experts(x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, w: Experts) -> torch.Tensor:
     """Weighted sum of the chosen experts' outputs, in the order of `ids` -> `[tokens, hidden]`, in W's dtype."""
+    return weighted_sum(products(x, ids, w), weights)
+
+
+def weighted_sum(y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """`[tokens, top_k, hidden]` with weights `[tokens, top_k]`, added up in float32 -> `[tokens, hidden]`."""
+    return (y.float() * weights.float()[..., None]).sum(dim=1).to(y.dtype)
+
+
+def may_wait(x: torch.Tensor) -> bool:
+    """Whether the host may ask for counts: not while an accelerator decodes, which a graph should be able to hold."""
+    return x.device.type == "cpu" or len(x) > NO_SYNC_TOKENS
+
+
+def products(x: torch.Tensor, ids: torch.Tensor, w: Experts) -> torch.Tensor:
+    """Every chosen expert's output -> `[tokens, top_k, hidden]`, in W's dtype."""
     gate_up, down = w.data
     x = x.to(gate_up.dtype)
-    if len(x) == 0:
-        return x
-    if x.device.type == "cpu" or len(x) > NO_SYNC_TOKENS:
-        y = by_group(x, ids, gate_up, down)
-    elif GATHER_COST * ids.numel() < len(gate_up):
-        y = by_gathering(x, ids, gate_up, down)
-    else:
-        y = by_all(x, ids, gate_up, down)
-    return (y.float() * weights.float()[..., None]).sum(dim=1).to(x.dtype)
+    if ids.numel() == 0:
+        return x.new_empty((*ids.shape, down.shape[1]))
+    if may_wait(x):
+        return by_group(x, ids, gate_up, down)
+    if GATHER_COST * ids.numel() < len(gate_up):
+        return by_gathering(x, ids, gate_up, down)
+    return by_all(x, ids, gate_up, down)
 
 
 def by_group(x: torch.Tensor, ids: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -59,8 +74,13 @@ def by_group(x: torch.Tensor, ids: torch.Tensor, gate_up: torch.Tensor, down: to
     chosen = ids.long().flatten()
     order = torch.argsort(chosen, stable=True)
     counts = torch.bincount(chosen, minlength=len(gate_up)).tolist()
-    rows = x.index_select(0, order // ids.shape[1]).split(counts)
-    parts = [swiglu(part @ gate_up[e].T) @ down[e].T for e, part in enumerate(rows) if len(part)]
+    rows = x.index_select(0, order // ids.shape[1])
+    ends = list(itertools.accumulate(counts))
+    parts = [
+        swiglu(rows[end - count : end] @ gate_up[e].T) @ down[e].T
+        for e, (count, end) in enumerate(zip(counts, ends, strict=True))
+        if count
+    ]
     y = x.new_empty((len(chosen), down.shape[1]))
     y[order] = torch.cat(parts)
     return y.view(*ids.shape, -1)

@@ -19,9 +19,10 @@ def noise_words(seed: torch.Tensor, position: torch.Tensor, vocab: int) -> torch
 
     32-bit words are kept in int64. A product of two may pass 2^63: it wraps, and its bits are still the right ones.
     """
-    groups = torch.arange(-(-vocab // 4), device=seed.device)[None, :]
-    c0, c1 = (position & _LOW)[:, None], groups
-    c2 = c3 = torch.zeros_like(groups)
+    groups = torch.arange(-(-vocab // 4), device=seed.device)
+    c1 = groups.expand(len(seed), -1)
+    c0 = (position & _LOW)[:, None].expand_as(c1)
+    c2 = c3 = torch.zeros_like(c1)
     k0, k1 = (seed & _LOW)[:, None], ((seed >> 32) & _LOW)[:, None]
     for _ in range(_ROUNDS):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
@@ -32,8 +33,7 @@ def noise_words(seed: torch.Tensor, position: torch.Tensor, vocab: int) -> torch
             p0 & _LOW,
         )
         k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
-    words = torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), dim=-1)
-    return words.flatten(1)[:, :vocab]
+    return torch.stack((c0, c1, c2, c3), dim=-1).flatten(1)[:, :vocab]
 
 
 def gumbel(words: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
