@@ -48,12 +48,14 @@ class TorchBackend:
             raise BackendError(f"backend 'torch' cannot run this: {refused[0].reason}.")
         import torch
 
-        from gallium.backends.torch.collectives import Collectives
+        from gallium.backends.torch.collectives import connect
         from gallium.backends.torch.ops import TorchOps
 
         if threads is not None:
             torch.set_num_threads(threads)
-        return TorchOps(model, precision, torch.device("cpu"), Collectives())
+        device = torch.device("cpu")
+        transport = torch.distributed.get_default_backend_for_device(device) if placement.world > 1 else ""
+        return TorchOps(model, precision, device, connect(placement, device, transport))
 
 
 backend = TorchBackend()
