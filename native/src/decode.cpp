@@ -99,9 +99,14 @@ void decode_q6_k(const uint8_t* p, int64_t n, float* out) {
     }
 }
 
+void decode_integers(const uint8_t* p, int64_t n, float* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(static_cast<int8_t>(p[i]));
+}
+
 const Coding kCodings[] = {
     {1, 4, decode_f32},     {1, 2, decode_f16},     {1, 2, decode_bf16},    {32, 34, decode_q8_0},  {32, 18, decode_q4_0},
     {32, 20, decode_q4_1},  {256, 144, decode_q4_k}, {256, 176, decode_q5_k}, {256, 210, decode_q6_k},
+    {1, 1, decode_integers}, {1, 1, decode_integers},
 };
 
 }  // namespace

@@ -35,6 +35,10 @@ void read_row(const ga_matrix& w, int64_t row, float* y) {
             y[k] = half_to_float(d) * static_cast<float>(i < 16 ? pair & 15 : pair >> 4) + half_to_float(m);
         }
     }
+    if (w.integers) {
+        const int64_t group = w.cols / w.integers->groups, stride = round_up(w.rows, kPanelRows);
+        for (int64_t k = 0; k < w.cols; ++k) y[k] *= w.integers->scale[k / group * stride + row];
+    }
 }
 
 }  // namespace

@@ -39,10 +39,10 @@ public:
                        static_cast<size_t>(hidden_) * sizeof(float));
         });
         Activations x;
-        if (!prepared.prepare(inputs, rows_, hidden_, hidden_, a.gate_up[0].kind, x)) return false;
+        if (!prepared.prepare(inputs, rows_, hidden_, a.gate_up[0], x)) return false;
         multiply(a.gate_up, x, gate_up, 2 * width_);
         swiglu_rows(gate_up, inner, rows_, width_);
-        if (!prepared.prepare(inner, rows_, width_, width_, a.down[0].kind, x)) return false;
+        if (!prepared.prepare(inner, rows_, width_, a.down[0], x)) return false;
         multiply(a.down, x, outputs, hidden_);
         combine(outputs);
         return true;
@@ -70,7 +70,7 @@ private:
         const int64_t panels = panels_of(matrices[0]);
         const int64_t step = panels_per_task(panels, static_cast<int64_t>(shares_.size()));
         const int64_t per_expert = (panels + step - 1) / step;
-        const auto product = linear_kernels().product[matrices[0].kind];
+        const Product product = product_for(matrices[0]);
         parallel(per_expert * static_cast<int64_t>(shares_.size()), [&](int task, int) {
             const Share& share = shares_[static_cast<size_t>(task / per_expert)];
             const int64_t begin = task % per_expert * step, end = begin + step < panels ? begin + step : panels;

@@ -10,10 +10,11 @@ namespace ga {
 // Memory for prepared activations, kept by one calling thread.
 class Prepared {
 public:
-    // Rows of x (`stride` floats apart) for a matrix of this shape and kind; valid until the next call. False: no memory.
-    bool prepare(const float* x, int64_t rows, int64_t cols, int64_t stride, int64_t kind, Activations& out);
+    // Rows of x (`stride` floats apart) for a matrix like w; valid until the next call. False: no memory.
+    bool prepare(const float* x, int64_t rows, int64_t stride, const ga_matrix& w, Activations& out);
 
 private:
+    bool prepare_integers(const float* x, int64_t stride, const ga_integers& how, Activations& out);
     Buffer buffer_;
 };
 

@@ -6,7 +6,8 @@
 
 namespace ga {
 
-// Rows of x, prepared for one kind of matrix: as they are, in bfloat16, or in 8 bits with a scale per group.
+// Rows of x, prepared for one kind of matrix: as they are, in bfloat16, or in 8 bits with a scale per group. For a matrix
+// with `integers` a row has one scale, and as many sums as the matrix has groups.
 struct Activations {
     int64_t rows = 0, cols = 0, padded = 0, groups = 0;
     const float* plain = nullptr;       // float32: [rows], `stride` floats apart
@@ -30,6 +31,14 @@ struct Block {
 // how many rows are computed together never changes a bit.
 using Product = void (*)(const ga_matrix& w, const Activations& a, const Block& block);
 
+// Up to kSumRows rows of x times one or two panels of a matrix with `integers`, over the columns of one of its groups.
+struct SumBlock {
+    int64_t row_begin, row_end, panel, panels, group, col_begin, col_end;  // columns in multiples of kGroup
+    int32_t* sums;                                                         // [rows][panels][16]
+};
+constexpr int64_t kSumRows = 32;
+using IntegerSums = void (*)(const ga_matrix& w, const Activations& a, const SumBlock& block);
+
 struct LinearKernels {
     const char* level;
     Product product[4];  // by kind
@@ -37,6 +46,7 @@ struct LinearKernels {
     // One row in groups of kGroup columns.
     void (*quantise)(const float* x, int64_t cols, int64_t padded, int8_t* quants, float* scales, int32_t* sums,
                      float* offsets);
+    IntegerSums integer_sums[2];  // int8, int4
     // Instead of to_bfloat16, if it is there: rounds to bfloat16 and keeps float32, for Activations::rounded.
     void (*round_to_bfloat16)(const float* x, int64_t cols, int64_t padded, float* out) = nullptr;
 };
@@ -49,5 +59,10 @@ extern const LinearKernels linear_amx_emulated;  // x86 only: AMX's tile instruc
 
 // The table of the level in use.
 const LinearKernels& linear_kernels();
+
+// Products with `integers`, on the level's integer_sums; all float arithmetic is here, once for all levels.
+void product_integers(const ga_matrix& w, const Activations& a, const Block& block);
+
+inline Product product_for(const ga_matrix& w) { return w.integers ? product_integers : linear_kernels().product[w.kind]; }
 
 }  // namespace ga

@@ -126,6 +126,45 @@ void product_int4(const ga_matrix& w, const Activations& a, const Block& b) {
     });
 }
 
+void sums_int8(const ga_matrix& w, const Activations& a, const SumBlock& s) {
+    int32_t* dots = s.sums;
+    for (int64_t row = s.row_begin; row < s.row_end; ++row)
+        for (int64_t p = 0; p < s.panels; ++p, dots += kLanes) {
+            for (int i = 0; i < kLanes; ++i) dots[i] = 0;
+            for (int64_t k = s.col_begin; k < s.col_end; k += kGroup) {
+                const auto* units = reinterpret_cast<const uint8_t*>(int8_units(panel_at(w, s.panel + p), k / kGroup));
+                int32_t group[kLanes] = {};
+                int32_t sum = 0;
+                const int8_t* x = a.quants + row * a.padded + k;
+                for (int j = 0; j < 8; ++j) dot4(units + j * kUnit, x + 4 * j, group);
+                for (int i = 0; i < kGroup; ++i) sum += x[i];
+                for (int i = 0; i < kLanes; ++i) dots[i] += group[i] - 128 * sum;  // weights are stored as w + 128
+            }
+        }
+}
+
+void sums_int4(const ga_matrix& w, const Activations& a, const SumBlock& s) {
+    int32_t* dots = s.sums;
+    for (int64_t row = s.row_begin; row < s.row_end; ++row)
+        for (int64_t p = 0; p < s.panels; ++p, dots += kLanes) {
+            for (int i = 0; i < kLanes; ++i) dots[i] = -8 * a.sums[row * a.groups + s.group];  // stored as w + 8
+            for (int64_t k = s.col_begin; k < s.col_end; k += kGroup) {
+                const auto* units = reinterpret_cast<const uint8_t*>(panel_at(w, s.panel + p));
+                units += k / kGroup * kInt4GroupBytes;
+                const int8_t* x = a.quants + row * a.padded + k;
+                uint8_t low[4 * kUnit], high[4 * kUnit];
+                for (int i = 0; i < 4 * kUnit; ++i) {
+                    low[i] = units[i] & 15;
+                    high[i] = units[i] >> 4;
+                }
+                for (int j = 0; j < 4; ++j) {
+                    dot4(low + j * kUnit, x + 4 * j, dots);
+                    dot4(high + j * kUnit, x + 16 + 4 * j, dots);
+                }
+            }
+        }
+}
+
 void to_bfloat16(const float* x, int64_t cols, int64_t padded, uint16_t* out) {
     for (int64_t k = 0; k < cols; ++k) out[k] = float_to_bf16(x[k]);
     for (int64_t k = cols; k < padded; ++k) out[k] = 0;
@@ -152,7 +191,8 @@ void quantise(const float* x, int64_t cols, int64_t padded, int8_t* quants, floa
 }  // namespace
 
 const LinearKernels linear_portable = {
-    "generic", {product_float32, product_bfloat16, product_int8, product_int4}, to_bfloat16, quantise};
+    "generic", {product_float32, product_bfloat16, product_int8, product_int4}, to_bfloat16, quantise,
+    {sums_int8, sums_int4}};
 
 const LinearKernels& linear_kernels() {
 #if defined(GA_X86)

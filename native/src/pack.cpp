@@ -145,6 +145,23 @@ void put_int4(char* panel, int64_t lane, const float* row, int64_t cols) {
     }
 }
 
+// A row of integers whose scales are the matrix's own affair.
+void copy_integers(char* panel, int64_t lane, int64_t kind, const int8_t* row, int64_t cols) {
+    for (int64_t begin = 0; begin < padded_cols(cols, kind); begin += kGroup) {
+        int8_t quants[kGroup] = {};
+        for (int64_t i = 0; i < kGroup && begin + i < cols; ++i) quants[i] = row[begin + i];
+        if (kind == kInt8) {
+            put_int8_group(panel, lane, begin / kGroup, 1.0f, quants);
+            continue;
+        }
+        Line line;
+        line.d = 1.0f;
+        line.m = -8.0f;
+        for (int64_t i = 0; i < kGroup; ++i) line.q[i] = static_cast<uint8_t>(quants[i] + 8);
+        put_line(panel, lane, begin / kGroup, line);
+    }
+}
+
 using Put = void (*)(char* panel, int64_t lane, const float* row, int64_t cols);
 const Put kPut[] = {put_float32, put_bfloat16, put_int8, put_int4};
 
@@ -159,6 +176,10 @@ bool pack_rows(const ga_pack_args& a, int64_t begin, int64_t end) {
         const int64_t at = a.first_row + r;
         char* panel = panel_at(a.matrix, at / kPanelRows);
         const uint8_t* source = a.source + r * bytes;
+        if (a.storage >= GA_I8) {
+            copy_integers(panel, at % kPanelRows, a.matrix.kind, reinterpret_cast<const int8_t*>(source), cols);
+            continue;
+        }
         if (a.matrix.kind == kInt4 && has_lines(a.storage)) {
             copy_int4(panel, at % kPanelRows, a.storage, source, cols);
             continue;

@@ -14,19 +14,34 @@ extern "C" {
  *   kind 3, int4:     panel = [cols / 32] groups of {4 x [16][4] bytes, 16 float16 d, 16 float16 m}, cols padded to 32;
  *                     byte j of row r has columns 4j .. 4j+3 (low) and 16+4j .. 16+4j+3 (high); value = d * q + m
  * Sixteen consecutive [16][4] or [16][2] units of 64 bytes are one B tile of AMX, and one unit is one vector of VNNI. */
+/* What a checkpoint calibrated for an int8 or int4 matrix of its own integers, packed with d = 1 (int4: and m = -8). A row
+ * of x is then quantised as a whole, and y = (sum + correction) * scale * s + bias with exact integer sums:
+ *   dynamic: s = max |x| / 127, q = round(x / s);
+ *   static:  s = 1, q = round(x * input_factor + input_offset), within -128 to 127; one group.
+ * With several groups their sums, times their scales, are added in order; s comes last. Lanes past `rows` are zero. */
+typedef struct {
+    const float* scale;        /* [groups][rows rounded up to 16] */
+    const int32_t* correction; /* [rows rounded up to 16], static only */
+    int64_t groups;            /* of cols / groups columns; several: a multiple of 32 */
+    int64_t is_static;
+    double input_factor, input_offset; /* float32 values */
+} ga_integers;
+
 typedef struct {
     void* data;        /* ga_matrix_bytes(rows, cols, kind) bytes on a cache line, zeroed before packing */
     const float* bias; /* [rows], or null */
     int64_t rows, cols, kind;
+    const ga_integers* integers; /* or null: as its kind says */
 } ga_matrix;
 
 GA_EXPORT int64_t ga_matrix_bytes(int64_t rows, int64_t cols, int64_t kind);
 
 /* How stored rows are coded: the formats of gallium.checkpoints, by this number. */
-enum { GA_F32, GA_F16, GA_BF16, GA_Q8_0, GA_Q4_0, GA_Q4_1, GA_Q4_K, GA_Q5_K, GA_Q6_K };
+enum { GA_F32, GA_F16, GA_BF16, GA_Q8_0, GA_Q4_0, GA_Q4_1, GA_Q4_K, GA_Q5_K, GA_Q6_K, GA_I8, GA_I4 };
 
 /* Packs `rows` stored rows as rows first_row, first_row + 1, … of the matrix. Codings with four bits and a line per
- * group (Q4_0, Q4_1, Q4_K) enter an int4 matrix as they are, and Q8_0 an int8 matrix. */
+ * group (Q4_0, Q4_1, Q4_K) enter an int4 matrix as they are, and Q8_0 an int8 matrix. I8 and I4, one integer per byte, are
+ * for matrices of that kind with `integers`. */
 typedef struct {
     const uint8_t* source;
     int64_t rows, first_row, storage;
@@ -62,7 +77,7 @@ typedef struct {
 } ga_mlp_args;
 GA_EXPORT int32_t ga_gated_mlp(const ga_mlp_args* args); /* 0, or 1: out of memory */
 
-/* y[t] = row ids[t] of the matrix; y is [tokens][cols]. */
+/* y[t] = row ids[t] of the matrix, not one of static `integers`; y is [tokens][cols]. */
 typedef struct {
     const int32_t* ids; /* in [0, rows) */
     float* y;

@@ -238,6 +238,87 @@ void product(const ga_matrix& w, const Activations& a, const Block& b) {
         }
 }
 
+// Integer sums for `integers`. Bytes widened to 16 bits multiply exactly whatever they are; a static scheme has -128,
+// which the signs above cannot have. A register of products holds four rows of w, each in two halves.
+template <int R>
+inline void sums_int8_tile(const char* panel, const int8_t* x, int64_t stride, const SumBlock& s, const int32_t* excess,
+                           int64_t groups, int32_t* out, int64_t out_stride) {
+    I dots[R][4];
+    for (int r = 0; r < R; ++r)
+        for (int q = 0; q < 4; ++q) dots[r][q] = _mm256_setzero_si256();
+    for (int64_t k = s.col_begin; k < s.col_end; k += kGroup) {
+        const char* units = int8_units(panel, k / kGroup);
+        for (int line = 0; line < 8; ++line) Avx2::prefetch(units + kAhead + line * kUnit);
+        for (int j = 0; j < 8; ++j) {
+            I value[R];
+            for (int r = 0; r < R; ++r) {
+                int32_t four;
+                memcpy(&four, x + r * stride + k + 4 * j, 4);
+                value[r] = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
+            }
+            for (int q = 0; q < 4; ++q) {
+                const auto* bytes = reinterpret_cast<const __m128i*>(units + j * kUnit + q * 16);
+                const I weights = _mm256_cvtepu8_epi16(_mm_load_si128(bytes));
+                for (int r = 0; r < R; ++r)
+                    dots[r][q] = _mm256_add_epi32(dots[r][q], _mm256_madd_epi16(weights, value[r]));
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        const I stored = _mm256_set1_epi32(128 * excess[r * groups]);  // weights are stored as w + 128
+        for (int h = 0; h < 2; ++h) {
+            const I pairs = _mm256_hadd_epi32(dots[r][2 * h], dots[r][2 * h + 1]);
+            const I ordered = _mm256_permute4x64_epi64(pairs, 0xD8);
+            _mm256_storeu_si256(reinterpret_cast<I*>(out + r * out_stride + h * 8), _mm256_sub_epi32(ordered, stored));
+        }
+    }
+}
+
+template <int R>
+inline void sums_int4_tile(const char* panel, const int8_t* x, int64_t stride, const SumBlock& s, const int32_t* excess,
+                           int64_t groups, int32_t* out, int64_t out_stride) {
+    const I ones = _mm256_set1_epi16(1);
+    I sums[R][2];
+    for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
+    for (int64_t k = s.col_begin; k < s.col_end; k += kGroup) {
+        for (int line = 0; line < Int4Kind::kLines; ++line)
+            Avx2::prefetch(Int4Kind::units(panel, k / kGroup) + kAhead + line * kUnit);
+        I dots[R][2];
+        for (int r = 0; r < R; ++r) dots[r][0] = dots[r][1] = _mm256_setzero_si256();
+        Int4Kind::dot(panel, k / kGroup, x + k, stride, dots);  // at most 16 * 15 * 128: it fits 16 bits
+        for (int r = 0; r < R; ++r)
+            for (int h = 0; h < 2; ++h)
+                sums[r][h] = _mm256_add_epi32(sums[r][h], _mm256_madd_epi16(dots[r][h], ones));
+    }
+    for (int r = 0; r < R; ++r)
+        for (int h = 0; h < 2; ++h) {
+            const I stored = _mm256_set1_epi32(8 * excess[r * groups]);  // weights are stored as w + 8
+            _mm256_storeu_si256(reinterpret_cast<I*>(out + r * out_stride + h * 8), _mm256_sub_epi32(sums[r][h], stored));
+        }
+}
+
+template <int64_t kind, int R>
+inline void sums_tile(const ga_matrix& w, const Activations& a, const SumBlock& s, int64_t row, int64_t p) {
+    const char* panel = panel_at(w, s.panel + p);
+    const int8_t* x = a.quants + row * a.padded;
+    const int32_t* excess = a.sums + row * a.groups + s.group;
+    const int64_t out_stride = s.panels * kPanelRows;
+    int32_t* out = s.sums + (row - s.row_begin) * out_stride + p * kPanelRows;
+    if constexpr (kind == kInt8)
+        sums_int8_tile<R>(panel, x, a.padded, s, excess, a.groups, out, out_stride);
+    else
+        sums_int4_tile<R>(panel, x, a.padded, s, excess, a.groups, out, out_stride);
+}
+
+template <int64_t kind>
+void integer_sums(const ga_matrix& w, const Activations& a, const SumBlock& s) {
+    for (int64_t p = 0; p < s.panels; ++p) {
+        int64_t row = s.row_begin;
+        for (; row + 2 <= s.row_end; row += 2) sums_tile<kind, 2>(w, a, s, row, p);
+        if (row < s.row_end) sums_tile<kind, 1>(w, a, s, row, p);
+    }
+}
+
 // Round to nearest even; NaN stays NaN.
 inline F round_to_bfloat16(F x) {
     const I bits = _mm256_castps_si256(x);
@@ -303,6 +384,7 @@ void quantise(const float* x, int64_t cols, int64_t padded, int8_t* quants, floa
 }  // namespace
 
 const LinearKernels linear_avx2 = {
-    "avx2", {product<Float32>, product<Bfloat16>, product<Int8>, product<Int4>}, nullptr, quantise, round_row};
+    "avx2", {product<Float32>, product<Bfloat16>, product<Int8>, product<Int4>}, nullptr, quantise,
+    {integer_sums<kInt8>, integer_sums<kInt4>}, round_row};
 
 }  // namespace ga

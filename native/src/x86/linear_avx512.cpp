@@ -178,6 +178,55 @@ void product(const ga_matrix& w, const Activations& a, const Block& b) {
     for (; panel < b.panel_end; ++panel) panels_of_tile<K, 1>(w, a, b, panel);
 }
 
+// Integer sums for `integers`: R rows of x times one panel. Weights are stored as w + 128 or w + 8.
+template <int64_t kind, int R>
+inline void sums_tile(const ga_matrix& w, const Activations& a, const SumBlock& s, int64_t row, int64_t p) {
+    const char* panel = panel_at(w, s.panel + p);
+    const int8_t* x = a.quants + row * a.padded;
+    __m512i dots[R];
+    for (int r = 0; r < R; ++r) {
+        const int32_t sum = a.sums[(row + r) * a.groups + s.group];
+        dots[r] = _mm512_set1_epi32((kind == kInt8 ? -128 : -8) * sum);
+    }
+    const __m512i low = _mm512_set1_epi8(15);
+    for (int64_t k = s.col_begin; k < s.col_end; k += kGroup) {
+        __m512i units[8];
+        for (int j = 0; j < (kind == kInt8 ? 8 : 4); ++j) {
+            if constexpr (kind == kInt8) {
+                units[j] = _mm512_load_si512(int8_units(panel, k / kGroup) + j * kUnit);
+            } else {
+                const __m512i both = _mm512_load_si512(panel + k / kGroup * kInt4GroupBytes + j * kUnit);
+                units[j] = _mm512_and_si512(both, low);
+                units[4 + j] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+            }
+        }
+        for (int r = 0; r < R; ++r)
+            for (int j = 0; j < 8; ++j)
+                dots[r] = _mm512_dpbusd_epi32(dots[r], units[j], broadcast4(x + r * a.padded + k + 4 * j));
+    }
+    int32_t* out = s.sums + ((row - s.row_begin) * s.panels + p) * kPanelRows;
+    for (int r = 0; r < R; ++r) _mm512_storeu_si512(out + r * s.panels * kPanelRows, dots[r]);
+}
+
+template <int64_t kind, int R>
+inline void sums_rows(int rows, const ga_matrix& w, const Activations& a, const SumBlock& s, int64_t row, int64_t p) {
+    if constexpr (R == 1) {
+        sums_tile<kind, 1>(w, a, s, row, p);
+    } else {
+        if (rows == R)
+            sums_tile<kind, R>(w, a, s, row, p);
+        else
+            sums_rows<kind, R - 1>(rows, w, a, s, row, p);
+    }
+}
+
+template <int64_t kind>
+inline void integer_sums(const ga_matrix& w, const Activations& a, const SumBlock& s) {
+    for (int64_t p = 0; p < s.panels; ++p)
+        for (int64_t row = s.row_begin; row < s.row_end; row += 8)
+            sums_rows<kind, 8>(static_cast<int>(s.row_end - row < 8 ? s.row_end - row : 8), w, a, s, row, p);
+}
+
 inline F largest_bits(F largest, F x) {
     const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF));
     return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(largest), magnitude));
@@ -187,6 +236,7 @@ inline F largest_bits(F largest, F x) {
 
 void product_float32_avx512(const ga_matrix& w, const Activations& a, const Block& b) { product<Float32>(w, a, b); }
 void product_int4_avx512(const ga_matrix& w, const Activations& a, const Block& b) { product<Int4>(w, a, b); }
+void sums_int4_avx512(const ga_matrix& w, const Activations& a, const SumBlock& s) { integer_sums<kInt4>(w, a, s); }
 
 void to_bfloat16_avx512(const float* x, int64_t cols, int64_t padded, uint16_t* out) {
     for (int64_t k = 0; k < padded; k += 16) {
@@ -226,6 +276,7 @@ const LinearKernels linear_avx512 = {
     {product_float32_avx512, product<Bfloat16>, product<Int8>, product_int4_avx512},
     to_bfloat16_avx512,
     quantise_avx512,
+    {integer_sums<kInt8>, sums_int4_avx512},
 };
 
 }  // namespace ga

@@ -132,6 +132,34 @@ inline void block_int8(const ga_matrix& w, const Activations& a, const Block& b,
     write_block(w, b, t, sums);
 }
 
+// Integer sums for `integers`: the tiles keep them over all columns of the group.
+template <class T>
+void sums_int8_tiles(const ga_matrix& w, const Activations& a, const SumBlock& s) {
+    alignas(64) int32_t dots[32 * 32];
+    const int64_t rows = s.row_end - s.row_begin;
+    TileBlock t;
+    t.row = s.row_begin;
+    t.panel = s.panel;
+    t.panels = static_cast<int>(s.panels);
+    t.rows[0] = static_cast<int>(rows < kTileRows ? rows : kTileRows);
+    t.rows[1] = static_cast<int>(rows - t.rows[0]);
+    T::configure(shapes_for(t, kGroup));
+    zero_sums<T>();
+    const char* panels[2] = {panel_at(w, t.panel), panel_at(w, t.panel + t.panels - 1)};
+    for (int64_t k = s.col_begin; k < s.col_end; k += kGroup) {
+        const char* units[2] = {int8_units(panels[0], k / kGroup), int8_units(panels[1], k / kGroup)};
+        multiply_block<T, DotInt8>(t, reinterpret_cast<const char*>(a.quants) + t.row * a.padded + k, a.padded, units);
+    }
+    store_sums<T>(t, dots);
+    T::release();
+    for (int64_t r = 0; r < rows; ++r) {  // weights are stored as w + 128
+        const __m512i excess = _mm512_set1_epi32(128 * a.sums[(t.row + r) * a.groups + s.group]);
+        for (int64_t p = 0; p < s.panels; ++p)
+            _mm512_storeu_si512(s.sums + (r * s.panels + p) * kPanelRows,
+                                _mm512_sub_epi32(_mm512_load_si512(dots + r * 32 + p * 16), excess));
+    }
+}
+
 // All blocks of up to 32 rows and 2 panels. The tiles are configured anew only when the number of rows changes.
 template <class T, class Body>
 inline void for_tile_blocks(const Block& b, int x_bytes, Body&& body) {
@@ -170,7 +198,8 @@ constexpr LinearKernels tile_table() {
     return {T::kName,
             {product_float32_avx512, product_bfloat16_tiles<T>, product_int8_tiles<T>, product_int4_avx512},
             to_bfloat16_avx512,
-            quantise_avx512};
+            quantise_avx512,
+            {sums_int8_tiles<T>, sums_int4_avx512}};
 }
 
 }  // namespace ga

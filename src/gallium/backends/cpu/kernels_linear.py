@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallium.backends.cpu.arrays import address, aligned_zeros, check_memory, contiguous, require, rows
+from gallium.backends.cpu.integers import INTEGER_STORAGES, Integers, integer_scheme
 from gallium.backends.cpu.kernels_rows import silent
 from gallium.errors import BackendError, OutOfMemory
-from gallium.ops.handles import Experts, FloatArray, IntArray, Linear, Precision, Role, Weight
+from gallium.ops.handles import Experts, FloatArray, IntArray, Linear, Precision, Quantisation, Role, Weight
 
-_MATRIX = Struct("@2Q3q")  # ga_matrix
+_MATRIX = Struct("@2Q3qQ")  # ga_matrix
 _PACK = Struct("@Q3q").pack  # ga_pack_args up to its matrix
 _LINEAR = Struct("@3Q6q").pack
 _MLP = Struct("@2Q").pack  # ga_mlp_args up to its matrices
@@ -38,17 +39,32 @@ def precision_for(precision: Precision, role: Role) -> Precision:
     """How one matrix is packed."""
     if role == "router":
         return "float32"
+    if role == "float":
+        return "bfloat16" if precision in ("int8", "int4") else precision
     return "int8" if precision == "int4" and role in INT8_AT_LEAST else precision
 
 
 class Packed:
-    """Matrices of one shape and kind in one piece of memory; `structs` is the array of ga_matrix that kernels read."""
+    """Matrices of one shape and kind in one piece of memory; `structs` is the array of ga_matrix that kernels read.
 
-    __slots__ = ("bias", "cols", "count", "first", "kind", "memory", "rows", "struct_address", "structs")
+    `how` is given when a checkpoint's own integers are packed; their scales are then in `integers`.
+    """
 
-    def __init__(self, library: Any, count: int, rows: int, cols: int, kind: int, bias: FloatArray | None) -> None:
+    __slots__ = ("bias", "cols", "count", "first", "integers", "kind", "memory", "rows", "struct_address", "structs")
+
+    def __init__(
+        self,
+        library: Any,
+        count: int,
+        rows: int,
+        cols: int,
+        kind: int,
+        bias: FloatArray | None,
+        how: Quantisation | None = None,
+    ) -> None:
         size = int(library.ga_matrix_bytes(rows, cols, kind))
         self.count, self.rows, self.cols, self.kind, self.bias = count, rows, cols, kind, bias
+        self.integers = None if how is None else Integers(count, rows, how)
         try:
             self.memory: NDArray[Any] = aligned_zeros(count * size, np.uint8)
         except OutOfMemory:
@@ -60,7 +76,7 @@ class Packed:
         for index in range(count):
             _MATRIX.pack_into(
                 self.structs, index * _MATRIX.size, start + index * size, 0 if bias is None else address(bias),
-                rows, cols, kind,
+                rows, cols, kind, 0 if self.integers is None else self.integers.address_of(index),
             )  # fmt: skip
         self.struct_address = ctypes.addressof(self.structs)
         self.first = self.structs.raw[: _MATRIX.size]
@@ -93,15 +109,15 @@ class LinearKernels:
         height, width = self._shape(parts)
         biases = np.concatenate([b.float32() for b in bias]) if bias else None
         require(biases is None or biases.shape == (height,), f"a bias must have {height} elements, one per row.")
-        packed = self._make(1, height, width, precision_for(self._precision, role), biases)
+        packed = self._make(1, height, width, role, biases, parts)
         self._fill(packed, 0, parts)
         return Linear(width, height, packed, biases)
 
     def pack_heads(self, weight: Sequence[Weight]) -> Linear:
-        """One matrix `[out, in]` per head."""
+        """One matrix `[out, in]` per head; a checkpoint's own integers are decoded."""
         height, width = self._shape(weight[:1])
         require(all(w.shape == (height, width) for w in weight), "all heads must have one shape.")
-        packed = self._make(len(weight), height, width, precision_for(self._precision, "linear"), None)
+        packed = self._make(len(weight), height, width, "linear", None)
         for index, one in enumerate(weight):
             self._fill(packed, index, [one])
         return Linear(width, height, packed)
@@ -109,10 +125,19 @@ class LinearKernels:
     def pack_experts(
         self, gate_up: Sequence[Sequence[Weight]], down: Sequence[Weight], roles: tuple[Role, Role]
     ) -> Experts:
-        """gate_up `[2 * width, hidden]` and down `[hidden, width]` per expert."""
+        """gate_up `[2 * width, hidden]` and down `[hidden, width]` per expert.
+
+        A checkpoint's own integers must be for dynamic activations: all experts quantise a token in the same way.
+        """
         hidden, width = self._shape(down[:1])
-        first = self._make(len(down), 2 * width, hidden, precision_for(self._precision, roles[0]), None)
-        second = self._make(len(down), hidden, width, precision_for(self._precision, roles[1]), None)
+        every = [part for parts in gate_up for part in parts]
+        first = self._make(len(down), 2 * width, hidden, roles[0], None, every)
+        second = self._make(len(down), hidden, width, roles[1], None, down)
+        if any(packed.integers is not None and packed.integers.static for packed in (first, second)):
+            raise BackendError(
+                f"{down[0].name}: experts with static activations (W8A8) are not computed, only dynamic ones "
+                "(W8A8_DYNAMIC, W4A8_DYNAMIC): use --precision bfloat16."
+            )
         require(len(gate_up) == len(down), "as many gate_up as down projections are needed.")
         for index, (parts, last) in enumerate(zip(gate_up, down, strict=True)):
             require(self._shape(parts) == (2 * width, hidden), f"gate and up of expert {index} do not fit its down.")
@@ -128,15 +153,30 @@ class LinearKernels:
         require(all(p.shape[1] == width for p in parts), "the parts of a projection must have one width.")
         return sum(p.shape[0] for p in parts), width
 
-    def _make(self, count: int, height: int, width: int, precision: Precision, bias: FloatArray | None) -> Packed:
-        packed = Packed(self._library, count, height, width, KINDS[precision], bias)
-        self.packed_bytes += packed.memory.nbytes
+    def _make(
+        self,
+        count: int,
+        height: int,
+        width: int,
+        role: Role,
+        bias: FloatArray | None,
+        integers: Sequence[Weight] = (),
+    ) -> Packed:
+        """Empty matrices; `integers` are the weights that will fill them, if their own integers may be taken over."""
+        precision = precision_for(self._precision, role)
+        how = integer_scheme(integers, precision, role)
+        packed = Packed(self._library, count, height, width, KINDS[precision], bias, how)
+        self.packed_bytes += packed.memory.nbytes + (0 if packed.integers is None else packed.integers.nbytes)
         return packed
 
     def _fill(self, packed: Packed, index: int, parts: Sequence[Weight]) -> None:
         at = 0
         for part in parts:
-            if part.storage in STORAGES:
+            if packed.integers is not None:
+                packed.integers.fill(index, at, part)
+                source, storage = contiguous(part.raw()), INTEGER_STORAGES[part.storage]
+                self._pack_rows(packed, index, source, storage, part.shape[0], at)
+            elif part.storage in STORAGES:
                 self._pack_rows(packed, index, contiguous(part.raw()), STORAGES[part.storage], part.shape[0], at)
             else:
                 step = max(1, CHUNK_VALUES // max(1, part.shape[1]))
