@@ -28,6 +28,7 @@ class Stored:
     data: NDArray[np.uint8]
     name: str = "w"
     shape: tuple[int, ...] = (ROWS, COLS)
+    quantisation: None = None
 
     def raw(self) -> NDArray[np.uint8]:
         return self.data
