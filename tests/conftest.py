@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-# torch and transformers load torch_npu where it is installed, and fail without CANN. For the suite it is not there;
-# tests/vnpu gives it the emulated CANN and takes this back.
-os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-hidden: dict[str, Any] = sys.modules
-hidden.setdefault("torch_npu", None)
+# torch and transformers load torch_npu where it is installed, and fail without CANN. For the suite it is not there,
+# unless the process was started on the virtual NPU; tests/vnpu gives it the emulated CANN and takes this back.
+if os.environ.get("GALLIUM_VNPU") != "1":
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    hidden: dict[str, Any] = sys.modules
+    hidden.setdefault("torch_npu", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -47,7 +47,7 @@ class AscendBackend:
         refusal = chip.refusal(model, precision) if chip else probe.reason
         if chip is None or refusal:
             return [Support(op, "unsupported", refusal) for op in op_names()]
-        from gallium.backends.ascend.ops import op_reasons
+        from gallium.backends.ascend.reasons import op_reasons
 
         verified = {} if probe.emulated else records.verified(chip.name, precision)
         reasons = op_reasons(chip, model, precision)

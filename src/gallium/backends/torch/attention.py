@@ -59,6 +59,9 @@ def attend_window(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: Win
     seqs, queries, kv_heads = window.seqs, window.queries, k.shape[2]
     group = q.shape[1] // kv_heads
     rows = q.reshape(seqs, queries, kv_heads, group, -1).permute(0, 2, 3, 1, 4).reshape(seqs, kv_heads, -1, q.shape[-1])
+    wider = v.shape[-1] - k.shape[-1]
+    if wider > 0:  # which kernels of some devices refuse; zeros add nothing to a score
+        rows, k = functional.pad(rows, (0, wider)), functional.pad(k, (0, wider))
     mask = window.mask[:, None]
     if queries > 1:
         mask = mask[:, :, None].expand(-1, -1, group, -1, -1).reshape(seqs, 1, group * queries, -1)

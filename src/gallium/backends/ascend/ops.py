@@ -1,0 +1,248 @@
+"""AscendOps: the op vocabulary with torch_npu's fused operators; what they refuse is plain PyTorch on the same device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch_npu
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gallium.backends.ascend import attention, experts, linear
+from gallium.backends.ascend.cache import AscendPages, Fused, fused_for
+from gallium.backends.ascend.plan import AscendPlan
+from gallium.backends.ascend.reasons import activations, op_reasons
+from gallium.backends.ascend.soc import Soc
+from gallium.backends.torch import cache as caches
+from gallium.backends.torch.collectives import Collectives
+from gallium.backends.torch.ops import TorchOps
+from gallium.ops.handles import (
+    AttentionSpec,
+    Experts,
+    KvCache,
+    KvGrid,
+    Linear,
+    ModelFacts,
+    MoeSpec,
+    Precision,
+    Role,
+    RopeSpec,
+    Step,
+    Weight,
+)
+from gallium.ops.interface import OpReport
+
+PREFILL_ROWS = 256  # from here on a product and its sum over ranks are one kernel: op-plugin's page, not for decoding
+
+
+class AscendOps(TorchOps):
+    """One model's ops on one chip. What the chip has is asked once, here; what fits a cache, when the cache is made."""
+
+    name = "ascend"
+    block_size = 128
+
+    def __init__(
+        self, model: ModelFacts, precision: Precision, device: torch.device, collectives: Collectives, chip: Soc
+    ) -> None:
+        super().__init__(model, activations(chip, precision), device, collectives)
+        self.precision = precision
+        self.chip = chip
+        self._setup = linear.Setup(chip, device, precision, self.dtype)
+        self._gains: Any = WeakTensorKeyDictionary()
+        self._mask = attention.triangle(device) if chip.has("npu_fused_infer_attention_score") else None
+        self._has_swiglu = chip.has("npu_swiglu")
+        self._has_add_rms_norm = chip.has("npu_add_rms_norm")
+        self._has_mrope = chip.has("npu_mrope")
+        self._has_gating = chip.has("npu_moe_gating_top_k")
+        self._communicator = self._find_communicator()
+
+    def _find_communicator(self) -> str:
+        """The tensor-parallel group's name for kernels that talk to it themselves; empty where there are none."""
+        group = self.collectives.tensor_group
+        if (
+            group is None
+            or not self.chip.has("npu_mm_all_reduce_base")
+            or self.collectives.placement.tp not in (2, 4, 8)
+        ):
+            return ""
+        found: str = group._get_backend(self.device).get_hccl_comm_name(torch.distributed.get_rank(group))  # type: ignore[attr-defined]
+        return found
+
+    def plan(self, step: Step) -> AscendPlan:
+        """The step's arrays on the device, lengths on the host too."""
+        return AscendPlan(step, self.device)
+
+    # -- packing --------------------------------------------------------------------
+    def pack_linear(self, parts: Sequence[Weight], bias: Sequence[Weight] = (), role: Role = "linear") -> Linear:
+        """A Matrix that knows its kernel, see `linear.py`."""
+        matrix = linear.pack(parts, bias, role, self._setup)
+        self._weight_bytes += matrix.nbytes
+        return Linear(parts[0].shape[1], sum(part.shape[0] for part in parts), matrix)
+
+    def pack_experts(
+        self,
+        gate_up: Sequence[Sequence[Weight]],
+        down: Sequence[Weight],
+        roles: tuple[Role, Role] = ("linear", "linear"),
+    ) -> Experts:
+        """Grouped matrices, see `experts.py`."""
+        pair = experts.pack(gate_up, down, roles, self._setup)
+        self._weight_bytes += pair.nbytes
+        return Experts(len(down), down[0].shape[0], down[0].shape[1], pair)
+
+    def make_kv_cache(
+        self, spec: AttentionSpec, num_blocks: int, block_size: int, grid: KvGrid | None = None
+    ) -> KvCache:
+        """Pages of zeros, and which fused operators take them."""
+        pages = caches.make_pages(spec, num_blocks, block_size, self.dtype, self.device, grid)
+        fused = fused_for(self.chip, self.dtype, spec, block_size)
+        return KvCache(num_blocks, block_size, AscendPages(pages.k, pages.v, pages.index, pages.grid, fused=fused))
+
+    # -- rows -------------------------------------------------------------------------
+    def embed(self, plan: AscendPlan, table: Linear) -> Tensor:
+        """`table[token_ids]`."""
+        return super().embed(plan, replace(table, data=table.data.weight))
+
+    def linear(self, x: Tensor, w: Linear) -> Tensor:
+        """The matrix's own kernel."""
+        found: Tensor = w.data(x)
+        return found
+
+    def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+        """npu_rms_norm."""
+        found: Tensor = torch_npu.npu_rms_norm(x, self._gain(gain, x.dtype), eps)[0]
+        return found
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """npu_add_rms_norm."""
+        if residual is None or not self._has_add_rms_norm or not x.numel():
+            return super().add_rms_norm(x, residual, gain, eps)
+        normed, _, total = torch_npu.npu_add_rms_norm(residual, x, self._gain(gain, x.dtype), eps)
+        return normed, total
+
+    def _gain(self, gain: Tensor, dtype: torch.dtype) -> Tensor:
+        """A gain in the type of what it scales, converted once: npu_add_rms_norm takes no other."""
+        if gain.dtype == dtype:
+            return gain
+        found: Tensor | None = self._gains.get(gain)
+        if found is None or found.dtype != dtype:
+            found = self._gains[gain] = gain.to(dtype)
+        return found
+
+    def rope(self, x: Tensor, plan: AscendPlan, spec: RopeSpec) -> Tensor:
+        """npu_rotary_mul. Neighbours turn within the whole head, the rest by no angle; halves need the turned part."""
+        if not x.numel():
+            return x
+        whole = spec.interleaved or spec.dim == x.shape[-1]
+        part = x if whole else x[..., : spec.dim]
+        cos, sin = plan.turns(spec, part.shape[-1], x.dtype)[:, None, :, None]
+        mode = "interleave" if spec.interleaved else "half"
+        turned: Tensor = torch_npu.npu_rotary_mul(part[None], cos, sin, mode)[0]
+        return turned if whole else torch.cat((turned, x[..., spec.dim :]), dim=-1)
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """npu_swiglu."""
+        if not self._has_swiglu or not gate_up.numel():
+            return super().swiglu(gate_up)
+        found: Tensor = torch_npu.npu_swiglu(gate_up, dim=-1)
+        return found
+
+    def row_linear(self, x: Tensor, w: Linear) -> Tensor:
+        """A product and its sum over the ranks; for many rows in one kernel, which sends what is done already."""
+        matrix = w.data
+        fits = self._communicator and len(x) >= PREFILL_ROWS and isinstance(matrix, linear.FloatMatrix)
+        if not fits or self.dtype == torch.float32:
+            return super().row_linear(x, w)
+        found: Tensor = torch_npu.npu_mm_all_reduce_base(
+            x.to(self.dtype), matrix.weight.t(), self._communicator, bias=matrix.bias
+        )
+        return found
+
+    # -- experts ------------------------------------------------------------------------
+    def route(self, logits: Tensor, bias: Tensor, spec: MoeSpec) -> tuple[Tensor, Tensor]:
+        """npu_moe_gating_top_k."""
+        if not self._has_gating or experts.gating_refusal(spec) or not len(logits):
+            return super().route(logits, bias, spec)
+        return experts.route(logits, bias, spec)
+
+    def experts(self, x: Tensor, weights: Tensor, ids: Tensor, w: Experts) -> Tensor:
+        """npu_moe_init_routing_v2, npu_grouped_matmul twice, npu_moe_finalize_routing."""
+        return experts.run(x.to(self.dtype), weights, ids, w.data, 0, w.num_experts, w.num_experts)
+
+    # -- attention ------------------------------------------------------------------------
+    def kv_write(self, k: Tensor, v: Tensor, cache: KvCache, plan: AscendPlan) -> None:
+        """npu_scatter_pa_kv_cache."""
+        pages: AscendPages = cache.data
+        if pages.fused.write or pages.grid is not None or not len(k):
+            super().kv_write(k, v, cache, plan)
+            return
+        parts = [(x if x.dim() == 3 else x[:, None]).to(self.dtype).contiguous() for x in (k, v)]
+        stores = [x if x.dim() == 4 else x[:, :, None] for x in (pages.k, pages.v)]
+        slots = plan.slots(cache.block_size)
+        torch_npu.npu_scatter_pa_kv_cache(*parts, *stores, slots, cache_mode="Norm")
+
+    def attend(self, q: Tensor, cache: KvCache, plan: AscendPlan, spec: AttentionSpec) -> Tensor:
+        """npu_fused_infer_attention_score: one query per sequence, or any mixture."""
+        pages: AscendPages = cache.data
+        if len(q) and not pages.fused.decode and plan.one_each:
+            return attention.decode(q.to(self.dtype).contiguous(), pages.k, pages.v, plan, spec)
+        if len(q) and not pages.fused.packed and self._mask is not None:
+            return attention.packed(q.to(self.dtype).contiguous(), pages.k, pages.v, plan, spec, self._mask)
+        return super().attend(q, cache, plan, spec)
+
+    def attend_latent(
+        self,
+        q: Tensor,
+        q_rope: Tensor,
+        cache: KvCache,
+        plan: AscendPlan,
+        spec: AttentionSpec,
+        selected: Tensor | None,
+    ) -> Tensor:
+        """npu_fused_infer_attention_score with rotated parts; npu_sparse_flash_attention over selected positions."""
+        pages: AscendPages = cache.data
+        fused: Fused = pages.fused
+        composed = bool(fused.latent if selected is None else fused.chosen)
+        if composed or not len(q) or self._mask is None:
+            return super().attend_latent(q, q_rope, cache, plan, spec, selected)
+        parts = (q.to(self.dtype).contiguous(), q_rope.to(self.dtype).contiguous(), pages.k, pages.v)
+        if selected is None:
+            return attention.latent(*parts, plan, spec, self._mask)
+        return attention.latent_over(*parts, plan, spec, selected)
+
+    def index_topk(self, q: Tensor, weights: Tensor, cache: KvCache, plan: AscendPlan, k: int) -> Tensor:
+        """npu_lightning_indexer."""
+        pages: AscendPages = cache.data
+        if pages.fused.indexer or not len(q) or q.shape[1] > attention.MOST_INDEX_HEADS:
+            return super().index_topk(q, weights, cache, plan, k)
+        queries, factors = (x.to(self.dtype).contiguous() for x in (q, weights))
+        return attention.choose(queries, factors, pages.index, plan, k)
+
+    def gqa(self, x: Tensor, w: Any, cache: KvCache, plan: AscendPlan, spec: AttentionSpec, eps: float) -> Tensor:
+        """Queries and keys turn in one kernel, which also cuts them out of the projection."""
+        if not self._has_mrope or not len(x):
+            return super().gqa(x, w, cache, plan, spec, eps)
+        n, d = len(x), spec.head_dim
+        parts = (spec.num_heads * d, spec.num_kv_heads * d, spec.num_kv_heads * spec.v_head_dim)
+        q, k, v = self.linear(x, w.qkv).split(parts, dim=1)
+        if w.q_gain is not None:
+            q = self.rms_norm(q.unflatten(1, (-1, d)), w.q_gain, eps).flatten(1)
+            k = self.rms_norm(k.unflatten(1, (-1, d)), w.k_gain, eps).flatten(1)
+        q, k = torch_npu.npu_mrope(
+            plan.numbers, q, k, plan.angles(spec.rope, q.dtype), d, mrope_section=[0, 0, 0],
+            rotary_mode="interleave" if spec.rope.interleaved else "half",
+        )  # fmt: skip
+        self.kv_write(k.view(n, -1, d), v.reshape(n, -1, spec.v_head_dim), cache, plan)
+        return self.row_linear(self.attend(q.view(n, -1, d), cache, plan, spec).reshape(n, -1), w.out)
+
+    # -- visibility -------------------------------------------------------------------------
+    def explain(self) -> list[OpReport]:
+        """Which of torch_npu's functions serves each op, and where it is called."""
+        reasons = op_reasons(self.chip, self.model, self.precision)
+        return [
+            OpReport(row.op, "kernel" if reasons[row.op].startswith("npu_") else "composed", row.where)
+            for row in super().explain()
+        ]

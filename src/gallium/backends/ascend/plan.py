@@ -1,0 +1,98 @@
+"""A step on Ascend: what torch_npu's fused operators want of it beside what plain PyTorch wants."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gallium.backends.torch.plan import TorchPlan, rope_table
+from gallium.ops.handles import IntArray, RopeSpec, Step
+
+Form: TypeAlias = tuple[RopeSpec, int, torch.dtype]
+
+
+def spread(positions: IntArray, spec: RopeSpec, width: int) -> NDArray[np.float32]:
+    """Cosine and sine of each element of a head, float32 `[2, tokens, width]`; 1 and 0 behind `spec.dim`.
+
+    In the halves mode elements i and i + dim / 2 turn together, else neighbours do.
+    """
+    table = rope_table(positions, spec)[:, :, 0]
+    whole = np.repeat(table, 2, axis=2) if spec.interleaved else np.concatenate((table, table), axis=2)
+    out = np.zeros((2, len(positions), width), np.float32)
+    out[0], out[:, :, : spec.dim] = 1, whole
+    return out
+
+
+def joined(positions: IntArray, spec: RopeSpec) -> NDArray[np.float32]:
+    """The cosines of each token's angles, then their sines: float32 `[tokens, dim]`."""
+    return np.concatenate(tuple(rope_table(positions, spec)[:, :, 0]), axis=1)
+
+
+class AscendPlan(TorchPlan):
+    """A TorchPlan with lengths as Python integers, which attention takes from the host, and tables in the model's type."""
+
+    def __init__(self, step: Step, device: torch.device, fixed: bool = False, live: int | None = None) -> None:
+        super().__init__(step, device, fixed, live)
+        self._read_lengths()
+        self._turns: dict[Form, torch.Tensor] = {}
+        self._angles: dict[Form, torch.Tensor] = {}
+        self._query_ends: torch.Tensor | None = None
+        self._numbers: torch.Tensor | None = None
+
+    def _read_lengths(self) -> None:
+        self.lengths: list[int] = self.step.context_lens.tolist()
+        self.query_ends: list[int] = self.step.query_start[1:].tolist()
+
+    @property
+    def one_each(self) -> bool:
+        """Whether every sequence has one query."""
+        return self.query_ends == list(range(1, self.tokens + 1))
+
+    def load(self, step: Step, live: int) -> None:
+        """Put another step of the same shape into the same device tensors."""
+        super().load(step, live)
+        self._read_lengths()
+        for (spec, width, _), table in self._turns.items():
+            table.copy_(torch.from_numpy(spread(step.positions, spec, width)))
+        for (spec, _, _), table in self._angles.items():
+            table.copy_(torch.from_numpy(joined(step.positions, spec)))
+        if self._query_ends is not None:
+            self._query_ends.copy_(torch.from_numpy(step.query_start[1:]))
+
+    def turns(self, spec: RopeSpec, width: int, dtype: torch.dtype) -> torch.Tensor:
+        """What npu_rotary_mul multiplies heads of this width with: `[2, tokens, width]`, cosine and sine."""
+        found = self._turns.get((spec, width, dtype))
+        if found is None:
+            found = torch.from_numpy(spread(self.step.positions, spec, width)).to(dtype).to(self.device)
+            self._turns[spec, width, dtype] = found
+        return found
+
+    def angles(self, spec: RopeSpec, dtype: torch.dtype) -> torch.Tensor:
+        """The table that npu_mrope takes rows of, one row per token: `[tokens, dim]`, cosines and then sines."""
+        found = self._angles.get((spec, spec.dim, dtype))
+        if found is None:
+            found = torch.from_numpy(joined(self.step.positions, spec)).to(dtype).to(self.device)
+            self._angles[spec, spec.dim, dtype] = found
+        return found
+
+    @property
+    def numbers(self) -> torch.Tensor:
+        """int32 `[tokens]`: 0, 1, 2, …, the rows of `angles`."""
+        if self._numbers is None:
+            self._numbers = torch.arange(self.tokens, dtype=torch.int32).to(self.device)
+        return self._numbers
+
+    @property
+    def lengths_on_device(self) -> torch.Tensor:
+        """int32 `[seqs]`: context lengths."""
+        return self.context_lens
+
+    @property
+    def query_ends_on_device(self) -> torch.Tensor:
+        """int32 `[seqs]`: where each sequence's queries end."""
+        if self._query_ends is None:
+            self._query_ends = torch.from_numpy(self.step.query_start[1:].copy()).to(self.device)
+        return self._query_ends

@@ -1,0 +1,85 @@
+"""Which of torch_npu's functions serves each op, for one chip, model and precision: what `support` and `explain` say."""
+
+from __future__ import annotations
+
+import torch
+
+from gallium.backends.ascend import cache, experts
+from gallium.backends.ascend.soc import Soc
+from gallium.ops.handles import ModelFacts, Precision
+from gallium.ops.interface import op_names
+
+BLOCK_SIZE = 128  # tokens per block that suit the attention kernels (op-plugin's page)
+LINEAR = {
+    "int8": "npu_dynamic_quant + npu_quant_matmul",
+    "int4": "npu_weight_quant_batchmatmul, or npu_dynamic_quant + npu_quant_matmul",
+}
+ONE_KERNEL = ("rms_norm", "swiglu", "add_rms_norm")  # ops whose function is called npu_<op>
+
+
+def activations(chip: Soc, precision: Precision) -> Precision:
+    """What activations are in: quantised models have those of the widest 16-bit type of the chip."""
+    if precision in ("int8", "int4"):
+        return "bfloat16" if chip.bfloat16 else "float16"
+    return precision
+
+
+def op_reasons(chip: Soc, model: ModelFacts, precision: Precision) -> dict[str, str]:
+    """Per op the functions that compute it, or "composed on the device: " and why."""
+    dtype = getattr(torch, activations(chip, precision))
+    fused = cache.fused_for(chip, dtype, model.attention, BLOCK_SIZE)
+    found = dict.fromkeys(op_names(), "one operator of torch_npu")
+    found |= {op: _function(chip, f"npu_{op}") for op in ONE_KERNEL}
+    found |= dict.fromkeys(("linear", "row_linear", "logits"), LINEAR.get(precision, "matmul"))
+    if chip.has("npu_mm_all_reduce_base") and precision in ("float16", "bfloat16"):
+        found["row_linear"] += "; npu_mm_all_reduce_base for many rows on 2, 4 or 8 ranks"
+    found["rope"] = _function(chip, "npu_rotary_mul")
+    found["kv_write"] = _or_composed(cache.SCATTER, fused.write)
+    found["index_write"] = "composed on the device: an index_copy_ of PyTorch"
+    found["attend"] = _attention(fused)
+    found["attend_latent"] = _latent(fused)
+    found["index_topk"] = _or_composed(cache.INDEXER, fused.indexer)
+    found["all_reduce"] = found["all_gather"] = "HCCL, through torch.distributed"
+    found["sample"] = "composed on the device: PyTorch's sort, exponent and 64-bit integers, as it is defined"
+    found["route"], found["experts"] = _route(chip, model), _experts(precision)
+    found["gqa"] = _gqa(chip)
+    found |= dict.fromkeys(
+        ("mla_prolog", "mla", "mla_sparse", "mla_epilog", "moe", "gated_mlp"), "composed of core ops"
+    )
+    return found
+
+
+def _function(chip: Soc, name: str) -> str:
+    return _or_composed(name, "" if chip.has(name) else f"{chip.name} has no {name}")
+
+
+def _or_composed(function: str, reason: str) -> str:
+    return f"composed on the device: {reason}" if reason else function
+
+
+def _attention(fused: cache.Fused) -> str:
+    if fused.decode and fused.packed:
+        return _or_composed(cache.ATTENTION, fused.packed)
+    phases = {"decode (BSND)": fused.decode, "prefill and mixed batches (TND)": fused.packed}
+    served = " and ".join(phase for phase, reason in phases.items() if not reason)
+    rest = [f"; {phase} composed on the device: {reason}" for phase, reason in phases.items() if reason]
+    return f"{cache.ATTENTION} for {served}{''.join(rest)}"
+
+
+def _latent(fused: cache.Fused) -> str:
+    whole = _or_composed(cache.ATTENTION, fused.latent)
+    return whole if fused.latent == fused.chosen else f"{whole}; {_or_composed(cache.SPARSE, fused.chosen)}"
+
+
+def _route(chip: Soc, model: ModelFacts) -> str:
+    refusal = experts.gating_refusal(model.moe) if model.moe else ""
+    return _or_composed("npu_moe_gating_top_k", refusal) if refusal else _function(chip, "npu_moe_gating_top_k")
+
+
+def _experts(precision: Precision) -> str:
+    middle = "npu_dequant_swiglu_quant" if precision == "int8" else "npu_swiglu"
+    return f"npu_moe_init_routing_v2, npu_grouped_matmul with {middle} between, npu_moe_finalize_routing"
+
+
+def _gqa(chip: Soc) -> str:
+    return "npu_mrope for queries and keys at once, and core ops" if chip.has("npu_mrope") else "composed of core ops"
