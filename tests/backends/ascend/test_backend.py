@@ -31,8 +31,8 @@ def chip(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(versions.Machine, "chips", lambda self: 2)
     monkeypatch.setattr(versions, "missing_packages", list)
     monkeypatch.setattr(MODULE, "this_chip", lambda: soc.find(name))
-    ops = SimpleNamespace(op_reasons=lambda chip, model, precision: dict.fromkeys(op_names(), "a function"))
-    monkeypatch.setitem(sys.modules, "gallium.backends.ascend.ops", ops)
+    reasons = SimpleNamespace(op_reasons=lambda chip, model, precision: dict.fromkeys(op_names(), "a function"))
+    monkeypatch.setitem(sys.modules, "gallium.backends.ascend.reasons", reasons)
     return name
 
 
