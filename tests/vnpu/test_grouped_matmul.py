@@ -152,6 +152,21 @@ def test_eight_bits_by_four() -> None:
     near(y[0], by_group(x, wide) * rows.double().unsqueeze(1))
 
 
+@pytest.mark.parametrize("shape", [(GROUPS, COLUMNS), (GROUPS, 1, COLUMNS)])
+def test_eight_bits_by_four_with_a_scale_per_column(shape: tuple[int, ...]) -> None:
+    """As vllm-ascend calls it for msModelSlim's W4A8: the bias makes up for the halves here too."""
+    x, w, rows = int8(ROWS, DEPTH), int4(GROUPS, DEPTH, COLUMNS), torch.rand(ROWS) + 0.5
+    scale = torch.rand(GROUPS, 1, COLUMNS)
+    wide = w.double() * scale.double()
+    words = (scale.view(torch.int32).long() & 0xFFFFFFFF).view(shape).npu()
+    y = torch_npu.npu_grouped_matmul(
+        [x.npu()], [packed(w).npu()], bias=[(8 * wide.sum(1)).float().npu()], scale=[words],
+        per_token_scale=[rows.npu()], group_list=LISTS[1].npu(), group_list_type=1, split_item=3, group_type=0,
+        output_dtype=BF16,
+    )  # fmt: skip
+    near(y[0], by_group(x, wide) * rows.double().unsqueeze(1))
+
+
 def test_eight_bits_by_four_in_blocks(blocked_weights: Any) -> None:
     x, w = int8(ROWS, 512), int4(GROUPS, 512, 64)
     scale = torch.rand(GROUPS, 2, 64)

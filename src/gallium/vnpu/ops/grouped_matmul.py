@@ -18,6 +18,7 @@ from gallium.vnpu.quantisation import (
     dequantised,
     group_ends,
     grouped_product,
+    holds_int4,
     integer_product,
     integers,
     msd_product,
@@ -73,6 +74,7 @@ class _Parts:
     ) -> None:
         self.bias, self.scale, self.per_token = bias, scale, per_token
         self.antiquant_scale, self.antiquant_offset, self.group_size = antiquant_scale, antiquant_offset, size
+        self.eight_by_four = False
 
     def quantised(self) -> bool:
         return bool(self.scale)
@@ -105,6 +107,7 @@ def _run(
     if group_type == INNER:
         _inner(x, weight, parts, group_list, group_list_type, result)
         return
+    parts.eight_by_four = bool(parts.scale) and holds_int4(weight[0]) and not holds_int4(x[0])
     weights = _weights(weight)
     if group_type == NO_GROUPS:
         sources = [(i, slice(None), values) for i, values in enumerate(x)]
@@ -230,9 +233,11 @@ def _quantised(
     assert scale is not None
     if scale.dim() == 2 and scale.shape[0] == 1 and not parts.group_size:
         scale = scale[0]
-    if scale.dim() < 2:
+    in_halves = parts.eight_by_four and bias is not None
+    if scale.dim() < 2 and not in_halves:
         scaled, offset = dequantised(integer_product(x, weight), scale, per_row, bias)
         return scaled if offset is None else scaled + offset
+    scale = scale if scale.dim() == 2 else scale.unsqueeze(0)
     if parts.group_size and parts.group_size * scale.shape[0] != x.shape[-1]:
         raise Illegal("the number of groups of scale", scale.shape[0], f"{x.shape[-1] // parts.group_size}")
     product = grouped_product(x, weight, scale, None) if bias is None else msd_product(x, weight, scale, bias)
