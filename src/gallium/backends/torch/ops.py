@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from gallium.backends.torch import attention, packing, ranks, routing, rows, sampling
 from gallium.backends.torch import cache as caches
 from gallium.backends.torch.collectives import Collectives
+from gallium.backends.torch.device import free_memory
+from gallium.backends.torch.graphs import GraphedStep, can_capture
 from gallium.backends.torch.plan import TorchPlan
 from gallium.ops.handles import (
     AttentionSpec,
@@ -58,7 +60,13 @@ class TorchOps(Ops):
         self.collectives = collectives
         self.dtype = DTYPES[precision]
         self.noise_dtype = torch.float32 if device.type == "mps" else torch.float64  # Metal has no float64
+        self.step_graphs: type[GraphedStep] | None = GraphedStep if self._can_capture() else None
         self._weight_bytes = 0
+
+    def _can_capture(self) -> bool:
+        """Not where experts are exchanged between groups: how many rows go where is read on the host."""
+        placement = self.collectives.placement
+        return can_capture(self.device) and not (placement.ep > 1 and placement.dp > 1)
 
     @property
     def weight_bytes(self) -> int:
@@ -79,6 +87,24 @@ class TorchOps(Ops):
     def plan(self, step: Step) -> TorchPlan:
         """The step's arrays on the device; slots, rope tables and windows follow on demand."""
         return TorchPlan(step, self.device)
+
+    def fixed_plan(self, step: Step, live: int) -> TorchPlan:
+        """A plan for a graph: its shapes are those of the step's arrays; sequences from `live` on are padding."""
+        return TorchPlan(step, self.device, fixed=True, live=live)
+
+    def compile_step(
+        self, forward: Callable[[TorchPlan], Array], decode_sizes: tuple[int, ...] = ()
+    ) -> Callable[[Step], Array]:
+        """Decode steps of these sizes as graphs, where the device can capture them; eager otherwise."""
+        if self.model.moe is not None:
+            decode_sizes = tuple(size for size in decode_sizes if size <= routing.NO_SYNC_TOKENS)
+        if self.step_graphs is None or not decode_sizes:
+            return super().compile_step(forward, decode_sizes)
+        return self.step_graphs(self, forward, decode_sizes)
+
+    def free_bytes(self) -> int | None:
+        """What the device has left; None for the CPU, and where PyTorch cannot tell."""
+        return free_memory(self.device)
 
     # -- packing ------------------------------------------------------------------
     def pack_linear(self, parts: Sequence[Weight], bias: Sequence[Weight] = (), role: Role = "linear") -> Linear:
