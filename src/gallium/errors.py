@@ -13,6 +13,7 @@
     ├── OutOfMemory                   more memory is needed than there is
     ├── DownloadError                 a model could not be fetched
     └── EngineDead                    the engine stopped; every open request gets this (HTTP 503)
+        └── RankLost                  one of its processes ended; it starts them again
 
 Anything else that reaches the user is a bug.
 """
@@ -91,3 +92,7 @@ class EngineDead(GalliumError):
     """The engine stopped; no open request will be answered."""
 
     http_status = 503
+
+
+class RankLost(EngineDead):
+    """One of the engine's processes ended or does not answer; the engine starts them again."""

@@ -14,6 +14,7 @@ Hub = Literal["huggingface", "modelscope"]
 KNOWN_VARIABLES = {
     "GALLIUM_CPU_LEVEL": "instruction-set level of the CPU kernels: generic, avx2, avx512 or amx (default: the best)",
     "GALLIUM_THREADS": "threads of the CPU kernels (default: the cores this process may use)",
+    "GALLIUM_TORCH_DEVICE": "device of the torch backend, as PyTorch calls it: cpu, xpu, mps … (default: its accelerator)",
     "GALLIUM_API_KEY": "what --api-key of `gallium serve` says, without showing it in the list of processes",
     "GALLIUM_DEBUG": "1 prints tracebacks, as --debug does",
     "GALLIUM_VNPU": "1 gives Python processes the virtual NPU; `gallium npu run` sets it, and those below",
@@ -40,12 +41,16 @@ class EngineSettings:
     hub: Hub = "huggingface"
     revision: str | None = None
     threads: int | None = None
-    kv_memory: int | None = None  # bytes; None: a share of the free memory, see engine/memory.py
-    block_size: int = 32  # tokens per KV block
+    tp: int = 1  # ranks of one tensor-parallel group
+    dp: int | None = None  # groups with sequences of their own; None: what `ep` needs, else 1
+    ep: int = 1  # ranks that share the experts: all of them, or 1
+    kv_memory: int | None = None  # bytes of each rank; None: a share of the free memory, see engine/memory.py
+    block_size: int | None = None  # tokens per KV block; None: what the backend likes
     max_context: int | None = None  # tokens; None: what the model allows and the cache holds
-    max_batch: int = 64  # sequences per step
-    max_step_tokens: int = 512  # tokens per step: the chunk of chunked prefill
+    max_batch: int = 64  # sequences per step of each group
+    max_step_tokens: int = 512  # tokens per step of each group: the chunk of chunked prefill
     prefix_cache: bool = True
+    graphs: bool = True  # capture decode steps, where the backend can
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(PrecisionChoice):
@@ -54,13 +59,39 @@ class EngineSettings:
             )
         if self.hub not in get_args(Hub):
             raise UsageError(f"unknown hub {self.hub!r}; choose from {', '.join(get_args(Hub))}.")
-        for name in ("threads", "kv_memory", "max_context"):
+        for name in ("threads", "dp", "kv_memory", "block_size", "max_context"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.")
-        for name in ("block_size", "max_batch", "max_step_tokens"):
+        for name in ("tp", "ep", "max_batch", "max_step_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        self._check_ranks()
+
+    @property
+    def groups(self) -> int:
+        """How many tensor-parallel groups there are, each with sequences of its own: `dp`, or what `ep` leaves."""
+        return self.dp if self.dp is not None else max(1, self.ep // self.tp)
+
+    @property
+    def world(self) -> int:
+        """How many ranks, each a process with a device of its own; 1 is this process."""
+        return self.tp * self.groups
+
+    def _check_ranks(self) -> None:
+        """Experts are spread over all ranks or over none."""
+        if self.ep in (1, self.world):
+            return
+        if self.dp is None:
+            near = self.tp * max(1, round(self.ep / self.tp))
+            raise UsageError(
+                f"--ep {self.ep} ranks cannot stand in groups of --tp {self.tp}: ep must be a multiple of tp, such as "
+                f"--tp {self.tp} --ep {near}, or leave --tp out."
+            )
+        raise UsageError(
+            f"--ep {self.ep} does not fit --tp {self.tp} --dp {self.dp}, which are {self.world} ranks: experts are spread "
+            f"over all ranks (--ep {self.world}) or over none (--ep 1)."
+        )
 
 
 def environment(name: str) -> str | None:

@@ -145,7 +145,7 @@ def test_an_unknown_model_without_a_network(fails: Fails) -> None:
         (["--max-context", "99999"], USAGE, ["max_context is 99999, but the model's limit is 16384 tokens"]),
         (["--kv-memory", "900TiB"], FAILURE, ["900.0 TiB of KV memory were asked for", "are free: ask for less"]),
         (["--kv-memory", "1KiB"], FAILURE, ["needs 128.0 KiB of KV memory, but 1.0 KiB were given: give more"]),
-        (["--backend", "nonsense"], USAGE, ["unknown backend 'nonsense'; installed: cpu, reference"]),
+        (["--backend", "nonsense"], USAGE, ["unknown backend 'nonsense'; installed: ascend, cpu, reference, torch"]),
         (
             ["--backend", "reference", "--precision", "int8"],
             FAILURE,

@@ -10,49 +10,55 @@ from collections.abc import Sequence
 import numpy as np
 
 from gallium.engine.async_engine import Engine, EngineLimits
-from gallium.engine.runner import StepResult
+from gallium.engine.runner import NOTHING, LaneStep, Runner, StepResult
 from gallium.errors import GalliumError
-from gallium.ops.handles import FloatArray, SamplerInputs, Step
+from gallium.ops.handles import FloatArray, Step
 from gallium.ops.reference_sampling import sample
 from gallium.types import Delta, SamplingParams, TokenLogprob
 
 EOS = 256
 VOCAB = 257
 HEAD_ROWS = 264  # 7 columns of padding, which the pretend model likes best
+Cache = dict[int, tuple[int, int]]  # slot -> (position, token)
 
 
-class PretendRunner:
+class PretendRunner(Runner):
     """Logits are a pure function of the text that the block table leads to: a wrong block changes the answer.
 
     `gate` (if set) lets one step through per release; `fail_at` makes that step raise.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, lanes: int = 1) -> None:
         self.block_size = block_size
-        self.cache: dict[int, tuple[int, int]] = {}
+        self.caches: list[Cache] = [{} for _ in range(lanes)]
         self.steps: list[Step] = []
         self.gate: threading.Semaphore | None = None
         self.fail_at: int | None = None
 
-    def run(self, step: Step, how: SamplerInputs | None, want_logits: bool) -> StepResult:
+    def run(self, lanes: Sequence[LaneStep | None]) -> list[StepResult]:
         if self.gate is not None:
             self.gate.acquire()
         if self.fail_at == len(self.steps):
             raise RuntimeError("the device caught fire")
-        self.steps.append(step)
+        self.steps += [lane.step for lane in lanes if lane is not None]
+        pairs = zip(lanes, self.caches, strict=True)
+        return [NOTHING if lane is None else self._compute(lane, cache) for lane, cache in pairs]
+
+    def _compute(self, lane: LaneStep, cache: Cache) -> StepResult:
+        step, how = lane.step, lane.how
         for slot, position, token in zip(step.slots(self.block_size), step.positions, step.token_ids, strict=True):
-            self.cache[int(slot)] = (int(position), int(token))
-        logits = np.array([self._row(step, int(row)) for row in step.logit_rows], np.float32)
+            cache[int(slot)] = (int(position), int(token))
+        logits = np.array([self._row(step, int(row), cache) for row in step.logit_rows], np.float32)
         logits = logits.reshape(-1, HEAD_ROWS)
         tokens = [] if how is None else sample(logits[: len(how.seed)], how).tolist()
-        return StepResult(tokens, logits if want_logits else None)
+        return StepResult(tokens, logits if lane.want_logits else None)
 
-    def _row(self, step: Step, row: int) -> FloatArray:
+    def _row(self, step: Step, row: int, cache: Cache) -> FloatArray:
         seq = int(np.searchsorted(step.query_start, row, side="right")) - 1
         text = []
         for position in range(int(step.positions[row]) + 1):
             block = int(step.block_tables[seq, position // self.block_size])
-            known, token = self.cache[block * self.block_size + position % self.block_size]
+            known, token = cache[block * self.block_size + position % self.block_size]
             assert known == position, "read another sequence's block"
             text.append(token)
         return pretend_logits(text)
@@ -87,7 +93,7 @@ def pretend_engine(**changes: int | bool) -> tuple[Engine, PretendRunner]:
         "prefix_cache": True, "vocab_size": VOCAB, "head_rows": HEAD_ROWS,
     }  # fmt: skip
     limits = EngineLimits(**(numbers | changes))  # type: ignore[arg-type]
-    runner = PretendRunner(limits.block_size)
+    runner = PretendRunner(limits.block_size, limits.lanes)
     return Engine(runner, limits, eos_ids=(EOS,), detokenizer=lambda params: ByteText()), runner
 
 

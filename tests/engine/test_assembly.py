@@ -15,7 +15,9 @@ from tests.checkpoints.test_gguf_reading import model_tensors, separate_gate_up
 from tests.glm_tokenizer import gguf_metadata, write_folder
 from tests.models.small_specs import spec_of
 
-from gallium.engine.assembly import PRECISIONS, Assembly, assemble, choose_precision, complete_template
+from gallium.checkpoints.checkpoint import PRECISIONS
+from gallium.engine.assembly import Assembly, assemble, complete_template
+from gallium.engine.loading import choose_precision
 from gallium.errors import (
     BackendError,
     CheckpointError,

@@ -8,7 +8,7 @@ import numpy as np
 from tests.models.memory_checkpoint import ArrayWeight
 
 from gallium.checkpoints.checkpoint import finer_storages
-from gallium.engine.assembly import sensitive_weights
+from gallium.engine.loading import sensitive_weights
 from gallium.models.weights import Packer, Rows
 from gallium.ops.handles import Experts, Linear, Role, Weight
 from gallium.ops.reference import ReferenceOps

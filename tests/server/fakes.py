@@ -13,8 +13,8 @@ import numpy as np
 from gallium.engine.assembly import Assembly
 from gallium.engine.async_engine import Engine, EngineLimits, EngineStats, RequestHandle
 from gallium.engine.request import OnDelta
-from gallium.engine.runner import StepResult
-from gallium.ops.handles import FloatArray, SamplerInputs, Step
+from gallium.engine.runner import NOTHING, LaneStep, Runner, StepResult
+from gallium.ops.handles import FloatArray, Step
 from gallium.server.app import make_server
 from gallium.server.lifecycle import Server
 from gallium.server.listener import listen, url_of
@@ -101,7 +101,7 @@ def says(text: str, end: str = "<|endoftext|>") -> Script:
     return lambda prompt: encode(text + end)
 
 
-class ScriptedRunner:
+class ScriptedRunner(Runner):
     """A pretend device: reads the text of each sequence through its block table, and goes on as the script says.
 
     `gate` (if set) lets one step through per release; `fail` makes the next step raise.
@@ -115,15 +115,19 @@ class ScriptedRunner:
         self.fail = False
         self._cache: dict[int, int] = {}
 
-    def run(self, step: Step, how: SamplerInputs | None, want_logits: bool) -> StepResult:
+    def run(self, lanes: Sequence[LaneStep | None]) -> list[StepResult]:
         if self.gate is not None:
             self.gate.acquire()
         if self.fail:
             raise RuntimeError("the device caught fire")
+        return [NOTHING if lane is None else self._compute(lane) for lane in lanes]
+
+    def _compute(self, lane: LaneStep) -> StepResult:
+        step, how = lane.step, lane.how
         for slot, token in zip(step.slots(self.block_size), step.token_ids, strict=True):
             self._cache[int(slot)] = int(token)
         nexts = [self._next(step, int(row)) for row in step.logit_rows]
-        logits = np.stack([pretend_logits(token) for token in nexts]) if want_logits else None
+        logits = np.stack([pretend_logits(token) for token in nexts]) if lane.want_logits else None
         return StepResult(nexts[: len(how.seed)] if how is not None else [], logits)
 
     def _next(self, step: Step, row: int) -> int:

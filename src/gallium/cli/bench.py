@@ -43,11 +43,12 @@ class Subject:
 
     label: str
     spec: ModelSpec
-    ops: Ops
+    ops: Ops | None  # None: the model is in processes of its own
     engine: Engine
     precision: Precision
     backend_name: str
     kv_blocks: int
+    block_size: int
 
 
 @click.command(cls=Command, epilog=EPILOG)
@@ -82,10 +83,12 @@ def bench(
         return
     if shape is not None and model is not None:
         raise UsageError("give either MODEL or --shape.")
+    if shape is not None and settings.world > 1:
+        raise UsageError("--shape is measured in one process: leave out --tp, --dp and --ep, or give a MODEL.")
     longest = max(plan["prompt_tokens"] + 1, plan["context"] + plan["new_tokens"], 2 * WARM_UP)
     settings = replace(settings, max_batch=max(batch), max_context=longest, prefix_cache=False)
     with _random(shape, settings) if shape else _real(model, settings) as subject:
-        _check_room(subject, settings, batch, plan)
+        _check_room(subject, batch, plan)
         result = measure(subject, settings, batch, plan)
     click.echo(json.dumps(result, indent=2) if as_json else report(result))
 
@@ -100,7 +103,7 @@ def _real(model: str | None, settings: EngineSettings) -> Iterator[Subject]:
 def _subject(assembly: Assembly) -> Subject:
     return Subject(
         assembly.label, assembly.spec, assembly.ops, assembly.engine, assembly.precision, assembly.backend_name,
-        assembly.kv.num_blocks,
+        assembly.kv.num_blocks * assembly.settings.groups, assembly.block_size,
     )  # fmt: skip
 
 
@@ -110,8 +113,9 @@ def _random(shape: str, settings: EngineSettings) -> Iterator[Subject]:
     from gallium.cli.random_model import RandomCheckpoint
     from gallium.cli.shapes import shape_config
     from gallium.cli.work import Work
-    from gallium.engine.assembly import choose_precision, start_engine
-    from gallium.engine.memory import available_bytes, check_fits
+    from gallium.engine.assembly import start_engine
+    from gallium.engine.loading import choose_precision
+    from gallium.engine.memory import check_fits, device_bytes, room
     from gallium.models.catalog import load_model
     from gallium.models.config import read_spec
     from gallium.ops.backend import choose, installed
@@ -120,13 +124,15 @@ def _random(shape: str, settings: EngineSettings) -> Iterator[Subject]:
     backend = choose(settings.backend, installed())
     _refuse_emulated(backend.probe().emulated, backend.name)
     precision, _ = choose_precision(backend, spec.facts, settings.precision, "bfloat16")
-    check_fits(Work.of(spec).total, precision, settings.kv_memory, available_bytes())
     ops = backend.open(spec.facts, precision, settings.threads)
+    check_fits(Work.of(spec).total, precision, settings.kv_memory, room(device_bytes(ops), emulated=False))
     with ProgressBar("making up weights") as bar:
         model = load_model(RandomCheckpoint(spec), spec, ops, bar)
-    kv, engine = start_engine(model, None, settings)
+    engine, kv, block_size = start_engine(model, None, settings)
     try:
-        yield Subject(f"{shape} (random weights)", spec, ops, engine, precision, backend.name, kv.num_blocks)
+        yield Subject(
+            f"{shape} (random weights)", spec, ops, engine, precision, backend.name, kv.num_blocks, block_size
+        )
     finally:
         engine.shutdown()
 
@@ -136,9 +142,9 @@ def _refuse_emulated(emulated: bool, name: str) -> None:
         raise UsageError(f"backend {name!r} is emulated: its speed would say nothing about the hardware.")
 
 
-def _check_room(subject: Subject, settings: EngineSettings, batch: tuple[int, ...], plan: dict[str, int]) -> None:
+def _check_room(subject: Subject, batch: tuple[int, ...], plan: dict[str, int]) -> None:
     """Without room for all sequences at once the engine would preempt, and the figures would mean something else."""
-    blocks = max(batch) * -(-(plan["context"] + plan["new_tokens"]) // settings.block_size)
+    blocks = max(batch) * -(-(plan["context"] + plan["new_tokens"]) // subject.block_size)
     if blocks > subject.kv_blocks:
         raise OutOfMemory(
             f"a batch of {max(batch)} needs {blocks} KV blocks, but there is memory for {subject.kv_blocks}: "

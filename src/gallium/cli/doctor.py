@@ -122,7 +122,7 @@ def _backend_facts(
 
 def _usual_precision(backend: Backend, spec: ModelSpec) -> Precision:
     """What `--precision auto` makes of a checkpoint in bfloat16."""
-    from gallium.engine.assembly import choose_precision
+    from gallium.engine.loading import choose_precision
 
     try:
         return choose_precision(backend, spec.facts, "auto", "bfloat16")[0]

@@ -74,14 +74,21 @@ ENGINE_HELP = {
     "hub": "Where hub names are looked up.",
     "revision": "Branch, tag or commit at the hub.",
     "threads": "Threads that compute.  [default: the cores this process may use]",
-    "kv_memory": "Memory for the KV cache, such as 2GiB.  [default: a quarter of the free memory]",
+    "tp": "Tensor parallel: devices that share each sequence's work.",
+    "dp": "Data parallel: groups of --tp devices, each with sequences of its own.  [default: --ep / --tp, or 1]",
+    "ep": "Expert parallel: devices that the experts are spread over, all (--tp times --dp) or 1. "
+    "Given alone, --ep N takes N devices, and sequences are spread over them too.",
+    "kv_memory": "Memory for the KV cache of each device, such as 2GiB.  [default: a quarter of the free memory]",
     "max_context": "Tokens of prompt and answer together.  [default: what model and KV cache allow]",
-    "block_size": "Tokens per block of the KV cache.",
-    "max_batch": "Sequences that are computed together.",
+    "block_size": "Tokens per block of the KV cache.  [default: what suits the backend]",
+    "max_batch": "Sequences that are computed together, in each group of --dp.",
     "max_step_tokens": "Tokens per step; longer prompts are computed in chunks of this size.",
     "prefix_cache": "Compute a common beginning of prompts once.",
+    "graphs": "Capture decode steps as graphs, where the backend can.",
 }
-ENGINE_COMMON = ("backend", "precision", "threads", "kv_memory", "max_context", "hub", "revision")
+ENGINE_COMMON = (
+    "backend", "precision", "threads", "tp", "dp", "ep", "kv_memory", "max_context", "graphs", "hub", "revision",
+)  # fmt: skip
 ENGINE_SERVING = ("max_batch", "max_step_tokens", "block_size", "prefix_cache")
 
 SAMPLING_HELP = {

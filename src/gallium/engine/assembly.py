@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from gallium.checkpoints import Checkpoint, open_checkpoint, resolve_model
-from gallium.checkpoints.checkpoint import PRECISIONS, finer_storages
 from gallium.engine.async_engine import Engine, EngineLimits
-from gallium.engine.memory import KvPlan, available_bytes, check_fits, plan_kv, show_bytes
-from gallium.engine.runner import ModelRunner
+from gallium.engine.loading import LoadedModel, Progress, load
+from gallium.engine.memory import KvPlan, device_bytes, plan_kv, room, show_bytes
+from gallium.engine.rank_messages import Loaded
+from gallium.engine.rank_runner import RankRunner, placements
+from gallium.engine.runner import ModelRunner, Runner, decode_sizes
 from gallium.engine.stopping import NoText, TextSource
-from gallium.errors import BackendError, TokenizerError
-from gallium.models.catalog import expected_tensors, load_model
+from gallium.errors import TokenizerError
 from gallium.models.config import read_spec
 from gallium.models.decoder import Model
+from gallium.models.sharding import check_divides
 from gallium.models.spec import ModelSpec
 from gallium.ops.backend import Backend, Support, choose, installed
-from gallium.ops.handles import ModelFacts, Precision, Weight
+from gallium.ops.handles import Precision
 from gallium.ops.interface import Ops
-from gallium.settings import EngineSettings, PrecisionChoice
+from gallium.settings import EngineSettings
 from gallium.text.builtin import builtin_template
 from gallium.text.detokenizer import Detokenizer
 from gallium.text.tokenizer import Tokenizer
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from gallium.text.template import ChatTemplate
 
 log = logging.getLogger("gallium.engine")
-Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -44,15 +44,17 @@ class Assembly:
     is_default: bool  # the embedded stand-in, because no name was given
     spec: ModelSpec
     text: Tokenizer | None
-    ops: Ops
+    ops: Ops | None  # None: the model is in processes of its own
     precision: Precision
     stored_precision: Precision
     backend_name: str
     emulated: bool
     support: list[Support]
     weights_bytes: int  # of the checkpoint
-    kv: KvPlan
+    kv: KvPlan  # of each rank
+    block_size: int  # tokens per KV block
     engine: Engine
+    settings: EngineSettings
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -78,6 +80,9 @@ class Assembly:
         """One line that says what runs where, and what was chosen."""
         stored = "" if self.precision == self.stored_precision else f" (stored as {self.stored_precision})"
         where = f"{self.backend_name}, EMULATED" if self.emulated else self.backend_name
+        if self.settings.world > 1:
+            s = self.settings
+            where += f", {s.world} ranks (tp {s.tp}, dp {s.groups}, ep {s.ep})"
         return (
             f"{self.label}: {self.spec.arch}, {self.precision}{stored}, on {where}; "
             f"context {self.engine.max_context} tokens, KV cache {show_bytes(self.kv.num_bytes)}"
@@ -104,43 +109,32 @@ def assemble(
     checkpoint = open_checkpoint(resolved.path)
     spec = read_spec(checkpoint.config, checkpoint.generation_config)
     backend = choose(settings.backend, installed())
-    stored = checkpoint.stored_precision
-    precision, support = choose_precision(backend, spec.facts, settings.precision, stored)
     text = read_tokenizer(checkpoint, need_tokenizer)
     if text is not None:
         complete_template(text, str(checkpoint.config.get("model_type")), resolved.label)
-    weights = sum(math.prod(shape) for shape in expected_tensors(spec, checkpoint.names()).values())
-    check_fits(weights, precision, settings.kv_memory, available_bytes())
-    ops = backend.open(spec.facts, precision, settings.threads)
-    sensitive = sensitive_weights(precision, settings.precision)
-    loaded = load_model(checkpoint, spec, ops, releasing(checkpoint, progress), sensitive=sensitive)
-    kv, engine = start_engine(loaded, text, settings)
+    loaded: LoadedModel | Loaded
+    if settings.world == 1:
+        loaded = load(checkpoint, spec, backend, settings, progress)
+        running = start_engine(loaded.model, text, settings, emulated=backend.probe().emulated)
+    else:
+        loaded, running = start_ranks(resolved.path, spec, backend, text, settings, progress)
     return Assembly(
         label=resolved.label,
         is_default=resolved.is_default,
         spec=spec,
         text=text,
-        ops=ops,
-        precision=precision,
-        stored_precision=stored,
+        ops=loaded.model.ops if isinstance(loaded, LoadedModel) else None,
+        precision=loaded.precision,
+        stored_precision=checkpoint.stored_precision,
         backend_name=backend.name,
         emulated=backend.probe().emulated,
-        support=support,
+        support=loaded.support,
         weights_bytes=checkpoint.size_bytes,
-        kv=kv,
-        engine=engine,
+        kv=running.kv,
+        block_size=running.block_size,
+        engine=running.engine,
+        settings=settings,
     )
-
-
-def releasing(checkpoint: Checkpoint, progress: Progress | None) -> Progress:
-    """`progress` that also lets go of what has been read: a model must not stand in memory twice while it is packed."""
-
-    def report(done: int, total: int) -> None:
-        checkpoint.release_memory()
-        if progress is not None:
-            progress(done, total)
-
-    return report
 
 
 def complete_template(text: Tokenizer, model_type: str, label: str) -> None:
@@ -152,47 +146,89 @@ def complete_template(text: Tokenizer, model_type: str, label: str) -> None:
             log.warning("%s: %s", label, found.notice)
 
 
-def sensitive_weights(precision: Precision, asked: PrecisionChoice) -> Callable[[Sequence[Weight]], bool]:
-    """Which projections stay finer than `precision`.
+class Running(NamedTuple):
+    """A started engine and its KV cache."""
 
-    A file that mixes codings has its most sensitive matrices in the finer ones. A precision that was asked for is taken
-    at its word.
-    """
-    finer = finer_storages(precision) if asked == "auto" else frozenset()
-    return lambda weights: any(weight.storage in finer for weight in weights)
+    engine: Engine
+    kv: KvPlan
+    block_size: int
 
 
-def start_engine(model: Model, text: Tokenizer | None, settings: EngineSettings) -> tuple[KvPlan, Engine]:
-    """Size the KV cache by what memory is left, and start an engine for a loaded model."""
+def start_engine(model: Model, text: Tokenizer | None, settings: EngineSettings, *, emulated: bool = False) -> Running:
+    """Size the KV cache by what memory is left, and start an engine for a model that is loaded in this process."""
     ops, spec = model.ops, model.spec
-    kv = plan_kv(
-        block_bytes=ops.kv_block_bytes(spec.attention, settings.block_size) * spec.num_layers,
-        block_size=settings.block_size,
+    block_size = settings.block_size or ops.block_size
+    block_bytes = ops.kv_block_bytes(spec.attention, block_size) * spec.num_layers
+    kv = size_cache(spec, settings, block_bytes, block_size, room(device_bytes(ops), emulated=emulated))
+    sizes = decode_sizes(settings.max_batch) if settings.graphs else ()
+    runner = ModelRunner(model, ops, model.make_caches(kv.num_blocks, block_size), sizes)
+    engine = make_engine(runner, spec, text, kv, block_size, settings)
+    engine.start()
+    return Running(engine, kv, block_size)
+
+
+def start_ranks(
+    path: Path,
+    spec: ModelSpec,
+    backend: Backend,
+    text: Tokenizer | None,
+    settings: EngineSettings,
+    progress: Progress | None,
+) -> tuple[Loaded, Running]:
+    """Start a process per rank, and an engine for them. Raises what a rank refuses, naming it; none is left then."""
+    check_divides(spec, placements(settings)[0])
+    runner = RankRunner(path, backend.name, settings)
+    try:
+        ranks = runner.load(progress)
+        first, emulated = ranks[0], backend.probe().emulated
+        kv = size_cache(
+            spec,
+            settings,
+            max(rank.block_bytes for rank in ranks),
+            first.block_size,
+            min(room(rank.free_bytes, emulated=emulated, ranks=len(ranks)) for rank in ranks),
+        )
+        runner.make_caches(kv.num_blocks, first.block_size)
+        engine = make_engine(runner, spec, text, kv, first.block_size, settings)
+        engine.start()
+    except BaseException:
+        runner.close()
+        raise
+    return first, Running(engine, kv, first.block_size)
+
+
+def size_cache(spec: ModelSpec, settings: EngineSettings, block_bytes: int, block_size: int, available: int) -> KvPlan:
+    """`plan_kv` with what the settings ask for."""
+    return plan_kv(
+        block_bytes=block_bytes,
+        block_size=block_size,
         max_positions=spec.max_positions,
         max_context=settings.max_context,
         max_batch=settings.max_batch,
         kv_memory=settings.kv_memory,
-        available=available_bytes(),
+        available=available,
     )
-    runner = ModelRunner(model, ops, model.make_caches(kv.num_blocks, settings.block_size))
-    engine = make_engine(runner, spec, text, kv, settings)
-    engine.start()
-    return kv, engine
 
 
 def make_engine(
-    runner: ModelRunner, spec: ModelSpec, text: Tokenizer | None, kv: KvPlan, settings: EngineSettings
+    runner: Runner,
+    spec: ModelSpec,
+    text: Tokenizer | None,
+    kv: KvPlan,
+    block_size: int,
+    settings: EngineSettings,
 ) -> Engine:
     """An engine, not yet started, for a loaded model."""
     limits = EngineLimits(
         num_blocks=kv.num_blocks,
-        block_size=settings.block_size,
+        block_size=block_size,
         max_context=kv.max_context,
         max_batch=settings.max_batch,
         max_step_tokens=settings.max_step_tokens,
         prefix_cache=settings.prefix_cache,
         vocab_size=spec.vocab_size if text is None else min(spec.vocab_size, text.vocab_size),
         head_rows=spec.vocab_size,
+        lanes=settings.groups,
     )
 
     def detokenizer(params: SamplingParams) -> TextSource:
@@ -202,37 +238,6 @@ def make_engine(
 
     eos_ids = {*spec.eos_ids, *(text.eos_ids if text is not None else ())}
     return Engine(runner, limits, eos_ids=sorted(eos_ids), detokenizer=detokenizer)
-
-
-def choose_precision(
-    backend: Backend, facts: ModelFacts, asked: PrecisionChoice, stored: Precision
-) -> tuple[Precision, list[Support]]:
-    """The precision to run in, and what the backend says of it.
-
-    "auto" is the stored one, or the next more precise that the backend supports. Raises BackendError with the
-    reasons of every op that stands in the way.
-    """
-    if asked != "auto":
-        candidates: list[Precision] = [asked]
-    else:
-        candidates = list(reversed(PRECISIONS[: PRECISIONS.index(stored) + 1]))
-    reasons: list[str] = []
-    for precision in candidates:
-        support = backend.support(facts, precision)
-        refused: dict[str, list[str]] = {}
-        for entry in support:
-            if entry.status == "unsupported":
-                refused.setdefault(entry.reason, []).append(entry.op)
-        if not refused:
-            return precision, support
-        reasons += [
-            f"{precision}: {'every op' if len(ops) == len(support) else ', '.join(ops)}: {reason}"
-            for reason, ops in refused.items()
-        ]
-    raise BackendError(
-        f"backend {backend.name!r} cannot run this {facts.name} model in {' or '.join(candidates)}: choose another "
-        "precision or backend (`gallium doctor` lists them).\n  " + "\n  ".join(reasons)
-    )
 
 
 def read_tokenizer(checkpoint: Checkpoint, needed: bool) -> Tokenizer | None:

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,16 +35,17 @@ class EngineLimits:
     num_blocks: int
     block_size: int
     max_context: int  # tokens of prompt and answer together
-    max_batch: int
+    max_batch: int  # of each lane, as are the blocks and the tokens of a step
     max_step_tokens: int
     prefix_cache: bool
     vocab_size: int  # ids that the tokenizer uses; those beyond are never drawn
     head_rows: int  # ids that the model accepts: vocab_size and padding
+    lanes: int = 1  # groups with a cache of their own, whose steps run together
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot of the engine, for health checks and metrics."""
+    """A snapshot of the engine, for health checks and metrics: sums over its lanes."""
 
     running: int
     waiting: int
@@ -56,6 +57,7 @@ class EngineStats:
     prompt_tokens: int
     generated_tokens: int
     steps: int
+    restarts: int  # of its processes, after one was lost
 
 
 class RequestHandle:
@@ -89,14 +91,16 @@ class Engine:
         self._eos_ids = frozenset(token_id for token_id in eos_ids if token_id < limits.vocab_size)
         self._detokenizer = detokenizer
         self._numbers = itertools.count()
-        self._blocks = BlockManager(limits.num_blocks, limits.block_size)
-        scheduler: Scheduler[Job] = Scheduler(
-            self._blocks,
-            max_batch=limits.max_batch,
-            max_step_tokens=limits.max_step_tokens,
-            prefix_cache=limits.prefix_cache,
-        )
-        self._loop = EngineLoop(runner, scheduler, vocab_size=limits.vocab_size)
+        lanes: list[Scheduler[Job]] = [
+            Scheduler(
+                BlockManager(limits.num_blocks, limits.block_size),
+                max_batch=limits.max_batch,
+                max_step_tokens=limits.max_step_tokens,
+                prefix_cache=limits.prefix_cache,
+            )
+            for _ in range(limits.lanes)
+        ]
+        self._loop = EngineLoop(runner, lanes, vocab_size=limits.vocab_size)
 
     # -- life ---------------------------------------------------------------------
 
@@ -110,14 +114,21 @@ class Engine:
         self._loop.stop()
 
     @property
+    def status(self) -> Literal["ok", "restarting", "dead"]:
+        """Whether requests are answered; while the engine restarts, they wait."""
+        if not self._loop.running:
+            return "dead"
+        return "ok" if self._loop.restarting is None else "restarting"
+
+    @property
     def healthy(self) -> bool:
         """Whether requests are answered."""
-        return self._loop.running
+        return self.status == "ok"
 
     @property
     def failure(self) -> str | None:
-        """Why the engine does not answer, or None."""
-        return self._loop.failure
+        """Why the engine does not answer, or not yet; else None."""
+        return self._loop.failure or self._loop.restarting
 
     @property
     def max_context(self) -> int:
@@ -183,18 +194,19 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """How the engine stands; may be a moment old."""
-        scheduler, blocks = self._loop.scheduler, self._blocks
+        lanes = self._loop.lanes
         return EngineStats(
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
-            total_blocks=blocks.num_blocks,
-            free_blocks=blocks.num_free,
-            cached_blocks=blocks.num_idle,
-            preemptions=scheduler.num_preemptions,
-            prefix_hit_tokens=scheduler.prefix_hit_tokens,
+            running=sum(len(lane.running) for lane in lanes),
+            waiting=sum(len(lane.waiting) for lane in lanes),
+            total_blocks=sum(lane.blocks.num_blocks for lane in lanes),
+            free_blocks=sum(lane.blocks.num_free for lane in lanes),
+            cached_blocks=sum(lane.blocks.num_idle for lane in lanes),
+            preemptions=sum(lane.num_preemptions for lane in lanes),
+            prefix_hit_tokens=sum(lane.prefix_hit_tokens for lane in lanes),
             prompt_tokens=self._loop.prompt_tokens,
             generated_tokens=self._loop.generated_tokens,
             steps=self._loop.steps,
+            restarts=self._loop.restarts,
         )
 
     # -- checks -----------------------------------------------------------------------

@@ -26,6 +26,11 @@ class BlockManager:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Every block is free, and no content is known."""
+        num_blocks = self.num_blocks
         self._refs = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))  # taken from the end: what was in use is used again first
         self._idle: dict[int, None] = {}  # insertion order = least recently used first

@@ -39,12 +39,16 @@ class LLM:
         hub: Hub = "huggingface",
         revision: str | None = None,
         threads: int | None = None,
+        tp: int = 1,
+        dp: int | None = None,
+        ep: int = 1,
         kv_memory: int | str | None = None,
-        block_size: int = 32,
+        block_size: int | None = None,
         max_context: int | None = None,
         max_batch: int = 64,
         max_step_tokens: int = 512,
         prefix_cache: bool = True,
+        graphs: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         settings = EngineSettings(
@@ -53,12 +57,16 @@ class LLM:
             hub=hub,
             revision=revision,
             threads=threads,
+            tp=tp,
+            dp=dp,
+            ep=ep,
             kv_memory=None if kv_memory is None else parse_bytes(kv_memory),
             block_size=block_size,
             max_context=max_context,
             max_batch=max_batch,
             max_step_tokens=max_step_tokens,
             prefix_cache=prefix_cache,
+            graphs=graphs,
         )
         name = None if model is None else str(model)
         self.assembly: Assembly = assemble(name, settings, progress=progress, need_tokenizer=False)

@@ -1,7 +1,8 @@
 """The engine's thread: the only one that touches the device. Takes commands, runs steps, delivers results.
 
 Nothing here waits by polling: the thread sleeps on a condition until there is a command or work. An exception
-anywhere in a step ends the engine: every open request is told (EngineDead), and later ones are refused.
+anywhere in a step ends the engine: every open request is told (EngineDead), and later ones are refused. A runner whose
+processes were lost is started again instead: open requests are told, later ones wait for it.
 """
 
 from __future__ import annotations
@@ -9,29 +10,35 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
+from gallium.engine.lanes import choose_lane
 from gallium.engine.request import Choice, Job, Request, Scoring, State
-from gallium.engine.runner import Runner, StepResult
+from gallium.engine.runner import LaneStep, Runner, StepResult
 from gallium.engine.sampling import sampler_inputs, token_logprob
-from gallium.engine.scheduler import Scheduler
+from gallium.engine.scheduler import Schedule, Scheduler
 from gallium.engine.step_builder import Batch, build
-from gallium.errors import EngineDead, GalliumError
+from gallium.errors import EngineDead, GalliumError, RankLost
 from gallium.types import Delta, TokenLogprob
 
 log = logging.getLogger("gallium.engine")
 Command: TypeAlias = Callable[[], None]
+SHUT_DOWN = "it was shut down"
+PATIENCE_S = 5.0  # for the step that runs when the engine is told to stop
 
 
 class EngineLoop:
-    """Owns scheduler and runner; everything below `post` happens in its thread."""
+    """Owns runner and lanes, the schedulers of groups that serve different sequences in joint steps.
 
-    def __init__(self, runner: Runner, scheduler: Scheduler[Job], *, vocab_size: int) -> None:
+    Everything below `post` happens in its thread.
+    """
+
+    def __init__(self, runner: Runner, lanes: Sequence[Scheduler[Job]], *, vocab_size: int) -> None:
         self._runner = runner
-        self.scheduler = scheduler
+        self.lanes = tuple(lanes)
         self._vocab_size = vocab_size  # ids that can be drawn
         self._wake = threading.Condition()
         self._inbox: deque[Command] = deque()
@@ -39,10 +46,12 @@ class EngineLoop:
         self._scoring: dict[int, Scoring] = {}
         self._stopping = False
         self._failure: str | None = None
+        self._restarting: str | None = None
         self._thread: threading.Thread | None = None
         self.steps = 0
         self.generated_tokens = 0
         self.prompt_tokens = 0
+        self.restarts = 0
 
     # -- any thread ---------------------------------------------------------------
 
@@ -52,14 +61,20 @@ class EngineLoop:
         return self._failure
 
     @property
+    def restarting(self) -> str | None:
+        """Why requests have to wait for a restart, or None."""
+        return self._restarting
+
+    @property
     def running(self) -> bool:
-        """Whether the thread serves requests."""
+        """Whether the thread serves requests, now or after a restart."""
         return self._thread is not None and self._thread.is_alive() and self._failure is None
 
     def start(self) -> None:
         """Start the thread; once."""
         if self._thread is not None:
             raise RuntimeError("the engine's loop was started twice")
+        self._runner.watch(self._notify)
         self._thread = threading.Thread(target=self._serve, name="gallium-engine", daemon=True)
         self._thread.start()
 
@@ -67,12 +82,15 @@ class EngineLoop:
         """End the thread after the current step; open requests get EngineDead. Safe to call again."""
         with self._wake:
             self._stopping = True
-            self._failure = self._failure or "it was shut down"
+            self._failure = self._failure or SHUT_DOWN
             self._wake.notify()
         thread = self._thread
         if thread is None:
-            self._die("it was shut down")
+            self._die(SHUT_DOWN)
+            self._runner.close()
         elif thread is not threading.current_thread():
+            thread.join(PATIENCE_S if self._restarting is None else 0)
+            self._runner.interrupt()  # of no effect on a step in this process
             thread.join()
 
     def post(self, command: Command) -> None:
@@ -83,18 +101,26 @@ class EngineLoop:
             self._inbox.append(command)
             self._wake.notify()
 
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
     # -- commands: the loop's thread ------------------------------------------------
 
     def open_request(self, request: Request) -> None:
         """Queue a request's choices."""
         self._open[request.number] = request
         request.open_choices = len(request.choices)
-        self.scheduler.add(request.choices[0], request.choices[1:])
+        lane = choose_lane(self.lanes, request.choices[0])
+        for choice in request.choices:
+            choice.lane = lane
+        self.lanes[lane].add(request.choices[0], request.choices[1:])
 
     def open_scoring(self, scoring: Scoring) -> None:
         """Queue a prompt whose logits are wanted."""
         self._scoring[scoring.arrival[0]] = scoring
-        self.scheduler.add(scoring)
+        scoring.lane = choose_lane(self.lanes, scoring)
+        self.lanes[scoring.lane].add(scoring)
 
     def cancel(self, number: int) -> None:
         """End what is left of a request; its blocks are free for the next step. Unknown ones ended."""
@@ -102,52 +128,102 @@ class EngineLoop:
         if request is not None:
             for choice in request.choices:
                 if choice.state is not State.FINISHED:
-                    self.scheduler.remove(choice)
+                    self._remove(choice)
                     held = choice.stopper.flush()
                     self._tell(request, Delta(choice.index, (), held, finish_reason="cancelled"))
         scoring = self._scoring.pop(number, None)
         if scoring is not None:
-            self.scheduler.remove(scoring)
+            self._remove(scoring)
+
+    def _remove(self, job: Job) -> None:
+        self.lanes[job.lane].remove(job)
 
     # -- the loop's thread ------------------------------------------------------------
 
     def _serve(self) -> None:
         try:
-            while self._take_commands():
-                if self.scheduler.has_work:
-                    self._step()
+            while self._turn():
+                pass
+        except EngineDead as cause:  # a restart that failed
+            log.error("the engine died: %s", cause)
+            self._die(cause.message)
         except BaseException as cause:  # whatever it was, nobody may be left waiting
             log.exception("the engine died")
             self._die(f"a step failed with {type(cause).__name__}: {cause}")
         else:
-            self._die("it was shut down")
+            self._die(SHUT_DOWN)
+        finally:
+            self._runner.close()
+
+    def _turn(self) -> bool:
+        """Commands, a step, and a restart if the runner was lost; False when told to stop."""
+        try:
+            if not self._take_commands():
+                return False
+            if self._has_work:
+                self._step()
+        except RankLost as lost:
+            if self._stopping:
+                return False
+            self._restart(lost)
+        return True
+
+    @property
+    def _has_work(self) -> bool:
+        return any(lane.has_work for lane in self.lanes)
 
     def _take_commands(self) -> bool:
-        """Wait for something to do; False when told to stop."""
+        """Wait for something to do; False when told to stop. Raises RankLost."""
         with self._wake:
-            while not self._inbox and not self._stopping and not self.scheduler.has_work:
+            while not (self._inbox or self._stopping or self._runner.lost or self._has_work):
                 self._wake.wait()
             if self._stopping:
                 return False
-            commands, self._inbox = self._inbox, deque()
-        for command in commands:
-            command()
+        if self._runner.lost is not None:
+            raise self._runner.lost
+        for _ in range(len(self._inbox)):  # what is posted from now on has its turn after a step
+            self._inbox.popleft()()
         return True
 
+    def _restart(self, lost: RankLost) -> None:
+        """End every open request, then start the runner again with empty caches; later requests wait."""
+        self._restarting = lost.message
+        log.error("%s; %d open requests end, and the engine restarts", lost.message, len(self._open))
+        self._end_all(RankLost(f"the engine stopped before the answer was complete: {lost.message}. It restarts."))
+        for lane in self.lanes:
+            lane.reset()
+        self._runner.restart(lost)
+        self.restarts += 1
+        self._restarting = None
+        log.warning("the engine has restarted and answers again")
+
     def _step(self) -> None:
-        schedule = self.scheduler.schedule()
-        if not schedule.items:
+        plans = [lane.schedule() if lane.has_work else None for lane in self.lanes]
+        batches = [self._batch(plan, lane) for plan, lane in zip(plans, self.lanes, strict=True)]
+        results = self._runner.run([None if batch is None else self._work(batch) for batch in batches])
+        for plan, lane in zip(plans, self.lanes, strict=True):
+            if plan is not None:
+                lane.commit(plan)
+        self.steps += 1
+        for batch, result in zip(batches, results, strict=True):
+            if batch is not None:
+                self._deliver(batch, result)
+
+    @staticmethod
+    def _batch(plan: Schedule[Job] | None, lane: Scheduler[Job]) -> Batch | None:
+        if plan is None:
+            return None
+        if not plan.items:
             raise RuntimeError("nothing could be scheduled although there is work")
-        batch = build(schedule.items, self.scheduler.blocks.block_size)
+        return build(plan.items, lane.blocks.block_size)
+
+    def _work(self, batch: Batch) -> LaneStep:
         how = None
         if batch.draws:
             states = [choice.sampling for choice in batch.draws]
             how = sampler_inputs(states, [len(choice.tokens) for choice in batch.draws], self._vocab_size)
         want = bool(batch.scored) or any(c.request.params.logprobs is not None for c in batch.draws)
-        result = self._runner.run(batch.step, how, want)
-        self.scheduler.commit(schedule)
-        self.steps += 1
-        self._deliver(batch, result)
+        return LaneStep(batch.step, how, want)
 
     def _deliver(self, batch: Batch, result: StepResult) -> None:
         for row, (choice, token_id) in enumerate(zip(batch.draws, result.tokens, strict=True)):
@@ -177,7 +253,7 @@ class EngineLoop:
         outcome = choice.stopper.push(token_id)
         request = choice.request
         if outcome.finish_reason is not None:
-            self.scheduler.remove(choice)
+            self._remove(choice)
             request.open_choices -= 1
             if request.open_choices == 0:
                 del self._open[request.number]
@@ -193,7 +269,7 @@ class EngineLoop:
         self._tell(request, delta)
 
     def _finish_scoring(self, scoring: Scoring) -> None:
-        self.scheduler.remove(scoring)
+        self._remove(scoring)
         self._scoring.pop(scoring.arrival[0], None)
         scoring.deliver(np.concatenate(scoring.rows))
 
@@ -217,7 +293,11 @@ class EngineLoop:
                 command()
             except Exception:
                 log.exception("a command failed while the engine was ending")
-        dead = EngineDead(f"the engine stopped before the answer was complete: {self._failure}.")
+        self._restarting = None
+        self._end_all(EngineDead(f"the engine stopped before the answer was complete: {self._failure}."))
+
+    def _end_all(self, dead: EngineDead) -> None:
+        """Tell every open request."""
         requests, self._open = list(self._open.values()), {}
         scorings, self._scoring = list(self._scoring.values()), {}
         for request in requests:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from gallium.errors import OutOfMemory, UsageError
 from gallium.ops.handles import Precision
+from gallium.ops.interface import Ops
+from gallium.ops.machine import KnowsFreeMemory
 
 KV_SHARE = 0.25  # of the free memory, unless told otherwise: room for other programs and for the page cache
 SMALLEST_CONTEXT = 256  # tokens; a model that can hold less is of no use
@@ -56,6 +58,23 @@ def available_bytes(root: Path = Path("/")) -> int:
     if "MemAvailable:" not in meminfo:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return min([meminfo["MemAvailable:"] * 1024, *_cgroup_rooms(root)])
+
+
+def device_bytes(ops: Ops) -> int | None:
+    """What the device has left, if it has memory of its own."""
+    return ops.free_bytes() if isinstance(ops, KnowsFreeMemory) else None
+
+
+def room(device: int | None, *, emulated: bool, ranks: int = 1) -> int:
+    """Memory that one of `ranks` processes can get for weights and KV cache, given what its device has left.
+
+    Without a device's own memory (None) it is an equal share of the host's. That of an emulated device is the host's
+    too, whatever the device says.
+    """
+    if device is not None and not emulated:
+        return device
+    host = available_bytes() // ranks
+    return host if device is None else min(device, host)
 
 
 def _cgroup_rooms(root: Path) -> list[int]:

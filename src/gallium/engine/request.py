@@ -37,6 +37,7 @@ class Sequence:
     max_computed: int  # the most tokens it will ever have in the cache
     max_chunk: int = 2**31 - 1  # the most tokens it computes in one step
     reuse_prefix: bool = True
+    lane: int = 0  # whose cache holds it
     state: State = State.WAITING
     prompt_len: int = 0
     num_computed: int = 0  # tokens whose keys and values are in the cache, or will be after the planned steps

@@ -73,6 +73,20 @@ class Scheduler(Generic[S]):
         """Whether `schedule` would find something to do."""
         return bool(self.running or self.waiting)
 
+    @property
+    def num_open(self) -> int:
+        """Sequences that have not ended."""
+        return len(self.running) + len(self.waiting) + sum(map(len, self._held.values()))
+
+    def known_prefix(self, seq: S) -> int:
+        """Tokens of `seq` that the prefix cache would give it now."""
+        return len(self._prefix(seq)) * self.blocks.block_size
+
+    def reset(self) -> None:
+        """Forget every sequence and every prefix: the cache's content is gone. The counters go on."""
+        self.waiting, self.running, self._held = [], [], {}
+        self.blocks.reset()
+
     def add(self, seq: S, followers: Iterable[S] = ()) -> None:
         """Queue a sequence; `followers` have the same prompt and start, sharing blocks, when it is computed.
 

@@ -12,13 +12,13 @@ from gallium.server.service import Service, json_response
 
 
 async def health(service: Service, request: Request) -> Response:
-    """200 while the engine answers, 503 with the reason when it is dead."""
+    """200 while the engine answers, 503 with the reason while it restarts and when it is dead."""
     assembly = service.assembly
     engine = assembly.engine
-    healthy = engine.healthy
+    status, reason = engine.status, engine.failure
     body = {
-        "status": "ok" if healthy else "dead",
-        "reason": None if healthy else engine.failure,
+        "status": status,
+        "reason": None if status == "ok" else reason,
         "version": __version__,
         "model": service.model_name,
         "architecture": assembly.spec.arch,
@@ -29,4 +29,4 @@ async def health(service: Service, request: Request) -> Response:
         "open_requests": len(service.open),
         "engine": asdict(engine.stats()),
     }
-    return json_response(body, 200 if healthy else 503, {"cache-control": "no-store"})
+    return json_response(body, 200 if status == "ok" else 503, {"cache-control": "no-store"})

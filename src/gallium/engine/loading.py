@@ -1,0 +1,109 @@
+"""A checkpoint's weights on a backend: the whole model, or one rank's part of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gallium.checkpoints import Checkpoint
+from gallium.checkpoints.checkpoint import PRECISIONS, finer_storages
+from gallium.engine.memory import check_fits, device_bytes, room
+from gallium.errors import BackendError
+from gallium.models.catalog import expected_tensors, load_model
+from gallium.models.decoder import Model
+from gallium.models.sharding import local_spec
+from gallium.models.spec import ModelSpec
+from gallium.ops.backend import Backend, Support
+from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision, Weight
+from gallium.settings import EngineSettings, PrecisionChoice
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with what was chosen for it."""
+
+    model: Model
+    precision: Precision
+    support: list[Support]
+
+
+def load(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    backend: Backend,
+    settings: EngineSettings,
+    progress: Progress | None = None,
+    placement: Placement = ALONE,
+) -> LoadedModel:
+    """Open the backend and pack the weights. Raises the errors of each part (errors.py)."""
+    facts = local_spec(spec, placement).facts
+    precision, support = choose_precision(backend, facts, settings.precision, checkpoint.stored_precision)
+    ops = backend.open(facts, precision, settings.threads, placement)
+    weights = sum(math.prod(shape) for shape in expected_tensors(spec, checkpoint.names()).values())
+    parts = placement.tp if placement.ep == 1 else placement.world
+    available = room(device_bytes(ops), emulated=backend.probe().emulated, ranks=placement.world)
+    check_fits(weights // parts, precision, settings.kv_memory, available)
+    model = load_model(
+        checkpoint,
+        spec,
+        ops,
+        releasing(checkpoint, progress),
+        sensitive=sensitive_weights(precision, settings.precision),
+        placement=placement,
+    )
+    return LoadedModel(model, precision, support)
+
+
+def releasing(checkpoint: Checkpoint, progress: Progress | None) -> Progress:
+    """`progress` that also lets go of what has been read: a model must not stand in memory twice while it is packed."""
+
+    def report(done: int, total: int) -> None:
+        checkpoint.release_memory()
+        if progress is not None:
+            progress(done, total)
+
+    return report
+
+
+def sensitive_weights(precision: Precision, asked: PrecisionChoice) -> Callable[[Sequence[Weight]], bool]:
+    """Which projections stay finer than `precision`.
+
+    A file that mixes codings has its most sensitive matrices in the finer ones. A precision that was asked for is taken
+    at its word.
+    """
+    finer = finer_storages(precision) if asked == "auto" else frozenset()
+    return lambda weights: any(weight.storage in finer for weight in weights)
+
+
+def choose_precision(
+    backend: Backend, facts: ModelFacts, asked: PrecisionChoice, stored: Precision
+) -> tuple[Precision, list[Support]]:
+    """The precision to run in, and what the backend says of it.
+
+    "auto" is the stored one, or the next more precise that the backend supports. Raises BackendError with the
+    reasons of every op that stands in the way.
+    """
+    if asked != "auto":
+        candidates: list[Precision] = [asked]
+    else:
+        candidates = list(reversed(PRECISIONS[: PRECISIONS.index(stored) + 1]))
+    reasons: list[str] = []
+    for precision in candidates:
+        support = backend.support(facts, precision)
+        refused: dict[str, list[str]] = {}
+        for entry in support:
+            if entry.status == "unsupported":
+                refused.setdefault(entry.reason, []).append(entry.op)
+        if not refused:
+            return precision, support
+        reasons += [
+            f"{precision}: {'every op' if len(ops) == len(support) else ', '.join(ops)}: {reason}"
+            for reason, ops in refused.items()
+        ]
+    raise BackendError(
+        f"backend {backend.name!r} cannot run this {facts.name} model in {' or '.join(candidates)}: choose another "
+        "precision or backend (`gallium doctor` lists them).\n  " + "\n  ".join(reasons)
+    )
