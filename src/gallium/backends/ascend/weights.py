@@ -1,0 +1,103 @@
+"""Weights as the integers or floats that Ascend's kernels take: read a few rows at a time, coded on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch_npu
+from torch import Tensor
+
+from gallium.backends.torch.packing import CHUNK, empty, host_tensor
+from gallium.ops.handles import Quantisation, Weight
+
+INT4_GROUP = 32  # columns: the smallest group that npu_weight_quant_batchmatmul takes
+INT4_PER_WORD = 8
+
+
+def decoded(parts: Sequence[Weight], device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of all parts as float32 on the device, some at a time, with their place in the whole."""
+    at = 0
+    for part in parts:
+        step = max(1, CHUNK // max(1, part.shape[1]))
+        for start in range(0, part.shape[0], step):
+            chunk = host_tensor(part.float32(start, min(start + step, part.shape[0])))
+            yield slice(at + start, at + start + len(chunk)), chunk.to(device)
+        at += part.shape[0]
+
+
+def sizes(parts: Sequence[Weight]) -> tuple[int, int]:
+    """`(out, in)` of all parts together."""
+    return sum(part.shape[0] for part in parts), parts[0].shape[1]
+
+
+def quantisation(part: Weight) -> Quantisation:
+    """What makes numbers of the checkpoint's own integers; only asked of parts that have it."""
+    assert part.quantisation is not None
+    return part.quantisation
+
+
+def int8_rows(
+    parts: Sequence[Weight], device: torch.device, scale_dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Floats as int8 codes `[out, in]` and float32 scales `[out, 1]`: largest magnitude / 127 of each row.
+
+    The scales are numbers that `scale_dtype` holds, so that nothing is lost where a kernel wants them in it.
+    """
+    height, width = sizes(parts)
+    codes = empty((height, width), torch.int8, device)
+    scale = empty((height, 1), torch.float32, device)
+    for rows, chunk in decoded(parts, device):
+        step = (chunk.abs().amax(1, keepdim=True) / 127).to(scale_dtype).float()
+        scale[rows] = step
+        codes[rows] = (chunk / torch.where(step == 0, 1.0, step)).round().clamp(-127, 127).to(torch.int8)
+    return codes, scale
+
+
+def integer_rows(parts: Sequence[Weight], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The checkpoint's own codes `[out, in]`, int8, and scales `[out, groups]`, float32."""
+    codes, at = empty(sizes(parts), torch.int8, device), 0
+    for part in parts:
+        raw = part.raw().view(np.int8).reshape(part.shape)
+        codes[at : at + part.shape[0]] = torch.from_numpy(raw if raw.flags.writeable else raw.copy()).to(device)
+        at += part.shape[0]
+    return codes, torch.cat([host_tensor(quantisation(part).scale) for part in parts]).to(device)
+
+
+def int4_rows(parts: Sequence[Weight], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Floats as packed int4 `[in, out / 8]`, scales and offsets `[in / 32, out]`: `(code + offset) * scale`.
+
+    Each group of 32 columns spans its own range, which includes zero; offsets are whole, so that zero stays zero.
+    """
+    height, width = sizes(parts)
+    codes = empty((height, width), torch.int8, device)
+    scale = empty((height, width // INT4_GROUP), dtype, device)
+    offset = torch.empty_like(scale)
+    for rows, chunk in decoded(parts, device):
+        groups = chunk.reshape(len(chunk), -1, INT4_GROUP)
+        low = groups.amin(2).clamp(max=0)
+        step = ((groups.amax(2).clamp(min=0) - low) / 15).to(dtype)
+        step = torch.where(step == 0, 1.0, step)
+        zero = (low / step.float()).round() + 8
+        steps = (groups / step.float().unsqueeze(2)).round() - zero.unsqueeze(2)
+        codes[rows] = steps.clamp(-8, 7).to(torch.int8).reshape(chunk.shape)
+        scale[rows], offset[rows] = step, zero.to(dtype)
+    return packed4(codes), scale.t().contiguous(), offset.t().contiguous()
+
+
+def packed4(codes: Tensor) -> Tensor:
+    """Codes of 4 bits `[out, in]` as int32 words `[in, out / 8]`, in the order that the chip wants."""
+    words: Tensor = torch_npu.npu_convert_weight_to_int4pack(codes.t().contiguous().to(torch.int32))
+    return words
+
+
+def float_bits(scale: Tensor) -> Tensor:
+    """Float32 numbers as int64 with the same bits in the low half, the form in which W4A8 kernels take scales."""
+    return scale.contiguous().view(torch.int32).long() & 0xFFFFFFFF
+
+
+def eight_times_sums(codes: Tensor, scale: Tensor) -> Tensor:
+    """`[out]`: 8 times the sum of each row's weights, from codes `[out, in]` and scales `[out, groups]`."""
+    groups = codes.reshape(*codes.shape[:-1], scale.shape[-1], -1)
+    return 8 * (groups.float().sum(-1) * scale).sum(-1)
