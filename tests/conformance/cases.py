@@ -60,6 +60,12 @@ class Pair:
     wanted: Ops
     precision: Precision
 
+    @property
+    def activations(self) -> Precision:
+        """What the backend keeps activations in: of a quantised model that is not the precision itself."""
+        found: Precision = getattr(self.ours, "activations", self.precision)
+        return found
+
     def linear(self, array: FloatArray, bias: FloatArray | None = None, role: Role = "linear") -> tuple[Linear, Linear]:
         biases = [] if bias is None else [weight(bias)]
         a, b = (ops.pack_linear([weight(array)], biases, role) for ops in (self.ours, self.wanted))
@@ -82,7 +88,7 @@ class Pair:
 
     def kept(self, array: FloatArray) -> tuple[Any, Any]:
         """As `tensors`, of numbers that the precision's 16 bits hold: a backend may keep its activations in them."""
-        kind = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}.get(self.precision, np.float32)
+        kind = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}.get(self.activations, np.float32)
         return self.tensors(array.astype(kind).astype(np.float32))
 
     def check(self, op: str, *args: Any) -> tuple[Any, Any]:
@@ -105,10 +111,10 @@ class Pair:
 
         In half precision a backend may keep its activations in 16 bits: then up to their last bit.
         """
-        if self.precision in LAST_BIT:
+        if self.activations in LAST_BIT:
             got, expected = self.check(op, *args)
             got, expected = self.ours.download(got), self.wanted.download(expected)
-            np.testing.assert_allclose(got, expected, rtol=LAST_BIT[self.precision], atol=1e-6)
+            np.testing.assert_allclose(got, expected, rtol=LAST_BIT[self.activations], atol=1e-6)
             return
         precision, self.precision = self.precision, "float32"
         try:

@@ -57,7 +57,7 @@ def test_linear_keeps_its_rows_in_the_order_of_the_parts(target: Target) -> None
         )
         for ops in (ours, wanted)
     ]
-    slack = LAST_BIT.get(target.precision, 1e-5)  # in 16 bits: of the result, and of the bias that it has in it
+    slack = LAST_BIT.get(pair(target).activations, 1e-5)  # in 16 bits: of the result, and of the bias that it has in it
     np.testing.assert_allclose(got[0], got[1], rtol=slack, atol=slack)
 
 

@@ -1,18 +1,18 @@
-"""AscendOps: the op vocabulary with torch_npu's fused operators; what they refuse is plain PyTorch on the same device."""
+"""AscendOps: the op vocabulary with torch_npu's fused operators; what they refuse is plain PyTorch on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch_npu
-from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gallium.backends.ascend import attention, experts, linear
 from gallium.backends.ascend.cache import AscendPages, Fused, fused_for
+from gallium.backends.ascend.graphs import NpuGraphedStep
 from gallium.backends.ascend.plan import AscendPlan
 from gallium.backends.ascend.reasons import activations, op_reasons
 from gallium.backends.ascend.soc import Soc
@@ -35,6 +35,9 @@ from gallium.ops.handles import (
 )
 from gallium.ops.interface import OpReport
 
+Array: TypeAlias = Any
+"""A torch.Tensor on the device; the seam's Tensor has fewer methods than torch's own type tells."""
+
 PREFILL_ROWS = 256  # from here on a product and its sum over ranks are one kernel: op-plugin's page, not for decoding
 
 
@@ -47,9 +50,12 @@ class AscendOps(TorchOps):
     def __init__(
         self, model: ModelFacts, precision: Precision, device: torch.device, collectives: Collectives, chip: Soc
     ) -> None:
-        super().__init__(model, activations(chip, precision), device, collectives)
+        self.activations = activations(chip, precision)
+        super().__init__(model, self.activations, device, collectives)
         self.precision = precision
         self.chip = chip
+        if chip.has("NPUGraph") and not (collectives.placement.ep > 1 and collectives.placement.dp > 1):
+            self.step_graphs = NpuGraphedStep
         self._setup = linear.Setup(chip, device, precision, self.dtype)
         self._gains: Any = WeakTensorKeyDictionary()
         self._mask = attention.triangle(device) if chip.has("npu_fused_infer_attention_score") else None
@@ -74,6 +80,16 @@ class AscendOps(TorchOps):
     def plan(self, step: Step) -> AscendPlan:
         """The step's arrays on the device, lengths on the host too."""
         return AscendPlan(step, self.device)
+
+    def fixed_plan(self, step: Step, live: int) -> AscendPlan:
+        """A plan for a graph."""
+        return AscendPlan(step, self.device, fixed=True, live=live)
+
+    @property
+    def fuses_decoding(self) -> bool:
+        """Whether one kernel attends in a decode step, with caches of the size that suits this backend."""
+        fused = fused_for(self.chip, self.dtype, self.model.attention, self.block_size)
+        return not (fused.decode and fused.latent)
 
     # -- packing --------------------------------------------------------------------
     def pack_linear(self, parts: Sequence[Weight], bias: Sequence[Weight] = (), role: Role = "linear") -> Linear:
@@ -102,37 +118,37 @@ class AscendOps(TorchOps):
         return KvCache(num_blocks, block_size, AscendPages(pages.k, pages.v, pages.index, pages.grid, fused=fused))
 
     # -- rows -------------------------------------------------------------------------
-    def embed(self, plan: AscendPlan, table: Linear) -> Tensor:
+    def embed(self, plan: Any, table: Linear) -> Array:
         """`table[token_ids]`."""
         return super().embed(plan, replace(table, data=table.data.weight))
 
-    def linear(self, x: Tensor, w: Linear) -> Tensor:
+    def linear(self, x: Array, w: Linear) -> Array:
         """The matrix's own kernel."""
-        found: Tensor = w.data(x)
+        found: Array = w.data(x)
         return found
 
-    def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
         """npu_rms_norm."""
-        found: Tensor = torch_npu.npu_rms_norm(x, self._gain(gain, x.dtype), eps)[0]
+        found: Array = torch_npu.npu_rms_norm(x, self._gain(gain, x.dtype), eps)[0]
         return found
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor | None, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(self, x: Array, residual: Array | None, gain: Array, eps: float) -> tuple[Array, Array]:
         """npu_add_rms_norm."""
         if residual is None or not self._has_add_rms_norm or not x.numel():
             return super().add_rms_norm(x, residual, gain, eps)
         normed, _, total = torch_npu.npu_add_rms_norm(residual, x, self._gain(gain, x.dtype), eps)
         return normed, total
 
-    def _gain(self, gain: Tensor, dtype: torch.dtype) -> Tensor:
+    def _gain(self, gain: Array, dtype: torch.dtype) -> Array:
         """A gain in the type of what it scales, converted once: npu_add_rms_norm takes no other."""
         if gain.dtype == dtype:
             return gain
-        found: Tensor | None = self._gains.get(gain)
+        found: Array | None = self._gains.get(gain)
         if found is None or found.dtype != dtype:
             found = self._gains[gain] = gain.to(dtype)
         return found
 
-    def rope(self, x: Tensor, plan: AscendPlan, spec: RopeSpec) -> Tensor:
+    def rope(self, x: Array, plan: Any, spec: RopeSpec) -> Array:
         """npu_rotary_mul. Neighbours turn within the whole head, the rest by no angle; halves need the turned part."""
         if not x.numel():
             return x
@@ -140,40 +156,40 @@ class AscendOps(TorchOps):
         part = x if whole else x[..., : spec.dim]
         cos, sin = plan.turns(spec, part.shape[-1], x.dtype)[:, None, :, None]
         mode = "interleave" if spec.interleaved else "half"
-        turned: Tensor = torch_npu.npu_rotary_mul(part[None], cos, sin, mode)[0]
+        turned: Array = torch_npu.npu_rotary_mul(part[None], cos, sin, mode)[0]
         return turned if whole else torch.cat((turned, x[..., spec.dim :]), dim=-1)
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
+    def swiglu(self, gate_up: Array) -> Array:
         """npu_swiglu."""
         if not self._has_swiglu or not gate_up.numel():
             return super().swiglu(gate_up)
-        found: Tensor = torch_npu.npu_swiglu(gate_up, dim=-1)
+        found: Array = torch_npu.npu_swiglu(gate_up, dim=-1)
         return found
 
-    def row_linear(self, x: Tensor, w: Linear) -> Tensor:
+    def row_linear(self, x: Array, w: Linear) -> Array:
         """A product and its sum over the ranks; for many rows in one kernel, which sends what is done already."""
         matrix = w.data
         fits = self._communicator and len(x) >= PREFILL_ROWS and isinstance(matrix, linear.FloatMatrix)
         if not fits or self.dtype == torch.float32:
             return super().row_linear(x, w)
-        found: Tensor = torch_npu.npu_mm_all_reduce_base(
+        found: Array = torch_npu.npu_mm_all_reduce_base(
             x.to(self.dtype), matrix.weight.t(), self._communicator, bias=matrix.bias
         )
         return found
 
     # -- experts ------------------------------------------------------------------------
-    def route(self, logits: Tensor, bias: Tensor, spec: MoeSpec) -> tuple[Tensor, Tensor]:
+    def route(self, logits: Array, bias: Array, spec: MoeSpec) -> tuple[Array, Array]:
         """npu_moe_gating_top_k."""
         if not self._has_gating or experts.gating_refusal(spec) or not len(logits):
             return super().route(logits, bias, spec)
         return experts.route(logits, bias, spec)
 
-    def experts(self, x: Tensor, weights: Tensor, ids: Tensor, w: Experts) -> Tensor:
+    def experts(self, x: Array, weights: Array, ids: Array, w: Experts) -> Array:
         """npu_moe_init_routing_v2, npu_grouped_matmul twice, npu_moe_finalize_routing."""
         return experts.run(x.to(self.dtype), weights, ids, w.data, 0, w.num_experts, w.num_experts)
 
     # -- attention ------------------------------------------------------------------------
-    def kv_write(self, k: Tensor, v: Tensor, cache: KvCache, plan: AscendPlan) -> None:
+    def kv_write(self, k: Array, v: Array, cache: KvCache, plan: Any) -> None:
         """npu_scatter_pa_kv_cache."""
         pages: AscendPages = cache.data
         if pages.fused.write or pages.grid is not None or not len(k):
@@ -184,7 +200,7 @@ class AscendOps(TorchOps):
         slots = plan.slots(cache.block_size)
         torch_npu.npu_scatter_pa_kv_cache(*parts, *stores, slots, cache_mode="Norm")
 
-    def attend(self, q: Tensor, cache: KvCache, plan: AscendPlan, spec: AttentionSpec) -> Tensor:
+    def attend(self, q: Array, cache: KvCache, plan: Any, spec: AttentionSpec) -> Array:
         """npu_fused_infer_attention_score: one query per sequence, or any mixture."""
         pages: AscendPages = cache.data
         if len(q) and not pages.fused.decode and plan.one_each:
@@ -195,13 +211,13 @@ class AscendOps(TorchOps):
 
     def attend_latent(
         self,
-        q: Tensor,
-        q_rope: Tensor,
+        q: Array,
+        q_rope: Array,
         cache: KvCache,
-        plan: AscendPlan,
+        plan: Any,
         spec: AttentionSpec,
-        selected: Tensor | None,
-    ) -> Tensor:
+        selected: Array | None,
+    ) -> Array:
         """npu_fused_infer_attention_score with rotated parts; npu_sparse_flash_attention over selected positions."""
         pages: AscendPages = cache.data
         fused: Fused = pages.fused
@@ -213,7 +229,7 @@ class AscendOps(TorchOps):
             return attention.latent(*parts, plan, spec, self._mask)
         return attention.latent_over(*parts, plan, spec, selected)
 
-    def index_topk(self, q: Tensor, weights: Tensor, cache: KvCache, plan: AscendPlan, k: int) -> Tensor:
+    def index_topk(self, q: Array, weights: Array, cache: KvCache, plan: Any, k: int) -> Array:
         """npu_lightning_indexer."""
         pages: AscendPages = cache.data
         if pages.fused.indexer or not len(q) or q.shape[1] > attention.MOST_INDEX_HEADS:
@@ -221,7 +237,7 @@ class AscendOps(TorchOps):
         queries, factors = (x.to(self.dtype).contiguous() for x in (q, weights))
         return attention.choose(queries, factors, pages.index, plan, k)
 
-    def gqa(self, x: Tensor, w: Any, cache: KvCache, plan: AscendPlan, spec: AttentionSpec, eps: float) -> Tensor:
+    def gqa(self, x: Array, w: Any, cache: KvCache, plan: Any, spec: AttentionSpec, eps: float) -> Array:
         """Queries and keys turn in one kernel, which also cuts them out of the projection."""
         if not self._has_mrope or not len(x):
             return super().gqa(x, w, cache, plan, spec, eps)

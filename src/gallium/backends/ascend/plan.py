@@ -32,7 +32,7 @@ def joined(positions: IntArray, spec: RopeSpec) -> NDArray[np.float32]:
 
 
 class AscendPlan(TorchPlan):
-    """A TorchPlan with lengths as Python integers, which attention takes from the host, and tables in the model's type."""
+    """A TorchPlan with lengths as Python integers, which attention wants, and tables in the model's type."""
 
     def __init__(self, step: Step, device: torch.device, fixed: bool = False, live: int | None = None) -> None:
         super().__init__(step, device, fixed, live)

@@ -1,4 +1,4 @@
-"""Which of torch_npu's functions serves each op, for one chip, model and precision: what `support` and `explain` say."""
+"""Which of torch_npu's functions serves each op, by chip, model and precision: what `support` and `explain` say."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class GraphedStep:
     and name the class in the ops' `step_graphs`. The plan is made by `ops.fixed_plan`.
     """
 
-    most_keys: ClassVar[int | None] = 1 << 19
+    most_keys: int | None = 1 << 19
     """Sequences times the longest context of a captured step; beyond it gathering all of them side by side wastes
     too much, and the step runs eagerly. None: no limit."""
 
