@@ -36,4 +36,5 @@ class Target:
 REFERENCE = Target("reference")
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8", "int4")
 CPU = [Target("cpu", precision, level) for level in LEVELS for precision in PRECISIONS]
-FLOAT32 = [REFERENCE, *(target for target in CPU if target.precision == "float32")]
+TORCH = [Target("torch"), Target("torch", "bfloat16")]
+FLOAT32 = [REFERENCE, TORCH[0], *(target for target in CPU if target.precision == "float32")]

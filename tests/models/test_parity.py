@@ -10,7 +10,7 @@ from tests.models import hf_tiny
 from tests.models.driving import Driver, greedy, logits_of
 from tests.models.memory_checkpoint import MemoryCheckpoint, random_checkpoint
 from tests.models.small_specs import CONFIGS, spec_of
-from tests.models.targets import CPU, FLOAT32, REFERENCE, Target
+from tests.models.targets import CPU, FLOAT32, REFERENCE, TORCH, Target
 
 from gallium.models.catalog import load_model
 from gallium.models.config import read_spec
@@ -46,7 +46,7 @@ def test_a_wrong_rope_would_be_noticed(change: dict[str, object]) -> None:
     assert np.abs(logits_of(model, wanted.prompt) - wanted.logits[: hf_tiny.PROMPT]).max() > 0.01
 
 
-@pytest.mark.parametrize("target", [REFERENCE, *CPU], indirect=True, ids=str)
+@pytest.mark.parametrize("target", [REFERENCE, *CPU, *TORCH], indirect=True, ids=str)
 def test_activations_that_float16_cannot_hold(target: Target) -> None:
     """GLM-4-0414 and Z1 answer "!!!!" where activations are kept in float16, whose largest number is 65504."""
     spec = spec_of("glm4-odd")
@@ -57,7 +57,7 @@ def test_activations_that_float16_cannot_hold(target: Target) -> None:
     assert (logits - exact).std() < NEAR[target.precision] * exact.std()
 
 
-@pytest.mark.parametrize("target", [t for t in CPU if t.precision != "int4"], indirect=True, ids=str)
+@pytest.mark.parametrize("target", [*TORCH, *(t for t in CPU if t.precision != "int4")], indirect=True, ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_op_inside_a_model_is_the_reference_s(target: Target, name: str) -> None:
     """Without int4, whose largest error on random weights is a matter of luck; conformance has weights that fit it."""
