@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,6 @@ from tests.models.driving import Driver
 from tests.models.memory_checkpoint import random_checkpoint
 from tests.models.small_specs import EVEN, EVEN_MOE
 
-from gallium.backends.torch import backend
 from gallium.backends.torch.collectives import connect
 from gallium.errors import BackendError
 from gallium.models.catalog import load_model
@@ -86,7 +86,7 @@ def nothing() -> Step:
 
 def follow(model: Model, seed: int) -> tuple[list[FloatArray], list[list[int]]]:
     """Logits of every step of two sequences, chunked and batched, and their greedy tokens: 8 steps."""
-    driver = Driver(model)
+    driver = Driver(model, block_size=model.ops.block_size)
     prompt = np.random.default_rng(seed).integers(0, 320, 24).tolist()
     steps: list[dict[str, list[int]]] = [{"a": prompt[:7]}, {"a": prompt[7:15], "b": prompt[15:]}]
     logits: list[FloatArray] = []
@@ -100,75 +100,78 @@ def follow(model: Model, seed: int) -> tuple[list[FloatArray], list[list[int]]]:
 
 def idle(model: Model) -> None:
     """As many steps without a token."""
-    driver = Driver(model)
+    driver = Driver(model, block_size=model.ops.block_size)
     for _ in range(8):
         assert model.ops.download(driver.run(nothing())).shape == (0, 320)
 
 
-def load(spec: ModelSpec, precision: Precision, placement: Placement) -> Model:
-    facts = local_spec(spec, placement).facts
-    return load_model(random_checkpoint(spec), spec, backend.open(facts, precision, 1, placement), placement=placement)
+def load(backend: str, spec: ModelSpec, precision: Precision, placement: Placement) -> Model:
+    opened = import_module(f"gallium.backends.{backend}").backend
+    ops = opened.open(local_spec(spec, placement).facts, precision, 1, placement)
+    return load_model(random_checkpoint(spec), spec, ops, placement=placement)
 
 
-def run(case: Case, rank: int) -> None:
+def run(case: Case, rank: int, rendezvous: str, backend: str) -> None:
     """One rank's part of a case, against the whole model."""
-    spec, placement = read_spec(CONFIGS[case.config]), replace(case.placement, rank=rank)
-    model = load(spec, case.precision, placement)
+    spec = read_spec(CONFIGS[case.config])
+    placement = replace(case.placement, rank=rank, rendezvous=rendezvous)
+    model = load(backend, spec, case.precision, placement)
     if placement.dp_rank in case.idle:
         idle(model)
         return
     logits, tokens = follow(model, placement.dp_rank)
-    expected, expected_tokens = follow(load(spec, case.precision, ALONE), placement.dp_rank)
+    expected, expected_tokens = follow(load(backend, spec, case.precision, ALONE), placement.dp_rank)
     for got, wanted in zip(logits, expected, strict=True):
         np.testing.assert_allclose(got, wanted, atol=case.atol, rtol=0)
     assert case.precision != "float32" or tokens == expected_tokens
 
 
-def check_collectives(world: int, rank: int) -> None:
+def check_collectives(world: int, rank: int, device: torch.device, transport: str) -> None:
     """Each primitive in each dtype that activations or ids have, also without rows."""
-    device = torch.device("cpu")
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int64):
-        group = connect(Placement(rank, tp=world, ep=world), device, "gloo")
-        own = torch.arange(6).reshape(2, 3).to(dtype) + rank
-        expected = sum((torch.arange(6).reshape(2, 3) + r for r in range(world)), torch.zeros(2, 3))
-        assert torch.equal(group.all_reduce(own.T.clone().T), expected.to(dtype))
-        own = torch.arange(6).reshape(2, 3).to(dtype) + 10 * rank
-        assert torch.equal(group.all_gather(own), torch.cat([own - 10 * rank + 10 * r for r in range(world)], dim=1))
+        group = connect(Placement(rank, tp=world, ep=world), device, transport)
+        six = torch.arange(6, device=device).reshape(2, 3).to(dtype)
+        total = group.all_reduce((six + rank).T.contiguous().T)
+        assert torch.equal(total, six * world + sum(range(world)))
+        own = six + 10 * rank
+        assert torch.equal(group.all_gather(own), torch.cat([six + 10 * r for r in range(world)], dim=1))
         assert group.all_gather(own[:0]).shape == (0, 3 * world) and group.all_reduce(own[:0]).shape == (0, 3)
-        send = torch.tensor([r if rank else 0 for r in range(world)])  # r rows to rank r; rank 0 sends nothing
+        send = torch.tensor(
+            [r if rank else 0 for r in range(world)], device=device
+        )  # r rows to rank r; rank 0 sends nothing
         receive = group.exchange_counts(send)
         assert receive.tolist() == [0] + [rank] * (world - 1)
-        rows = torch.full((int(send.sum()), 2), rank).to(dtype)
+        rows = torch.full((int(send.sum()), 2), rank, device=device).to(dtype)
         got = group.exchange(rows, send.tolist(), receive.tolist())
         assert got[:, 0].tolist() == [r for r in range(1, world) for _ in range(rank)] and got.dtype == dtype
 
 
-def check_one_placement(world: int, rank: int) -> None:
+def check_one_placement(world: int, rank: int, device: torch.device, transport: str) -> None:
     """A process that is one rank already does not become another."""
     try:
-        connect(Placement(0, tp=world + 1), torch.device("cpu"), "gloo")
+        connect(Placement(0, tp=world + 1), device, transport)
     except BackendError as error:
         assert f"rank {rank} of {world} already" in str(error)
     else:
         raise AssertionError("not refused")
 
 
-def main(world: int, rank: int, rendezvous: str) -> None:
+def main(world: int, rank: int, rendezvous: str, backend: str = "torch") -> None:
     """All checks of one rank; each prints "ok rank name"."""
     torch.set_num_threads(1)
-    connect(Placement(rank, dp=world, rendezvous=rendezvous), torch.device("cpu"), "gloo")
     for case in CASES[world]:
-        run(case, rank)
+        run(case, rank, rendezvous, backend)
         print(f"ok {rank} {case}", flush=True)
+    device, transport = (torch.device("cpu"), "gloo") if backend == "torch" else (torch.device("npu", rank), "hccl")
     for name, check in zip(OTHER, (check_collectives, check_one_placement), strict=True):
-        check(world, rank)
+        check(world, rank, device, transport)
         print(f"ok {rank} {name}", flush=True)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     try:
-        main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+        main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
     except BaseException:
         traceback.print_exc()
         sys.exit(1)

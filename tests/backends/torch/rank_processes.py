@@ -10,12 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 
 
-def run_ranks(module: str, world: int, meeting: Path, *more: str, limit: int = 300) -> str:
+def run_ranks(module: str, world: int, meeting: Path, *more: str, limit: int = 300, **variables: str) -> str:
     """What `python -m module world rank rendezvous more…` printed on all ranks, and how each ended.
 
-    `meeting` is a file that is not there yet; the ranks find each other by it.
+    `meeting` is a file that is not there yet; the ranks find each other by it. `variables` join the environment.
     """
-    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"} | variables
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", module, str(world), str(rank), f"file://{meeting}", *more],
