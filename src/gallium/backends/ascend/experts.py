@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gallium.backends.ascend.linear import Form, Setup, form_of, nz
 from gallium.backends.ascend.weights import (
+    INT4_GROUP,
     INT4_PER_WORD,
     eight_times_sums,
     float_bits,
@@ -221,17 +222,19 @@ def pack_groups(experts: Sequence[Sequence[Weight]], role: Role, setup: Setup) -
     if len(shapes) != 1:
         raise BackendError(f"all experts of a layer must have one shape, not {sorted(shapes)}.")
     ((height, width),) = shapes
-    forms = {form_of(width, height, part, role, setup) for parts in experts for part in parts}
+    forms = {form_of(part, height, role, setup) for parts in experts for part in parts}
     if len(forms) != 1:
         raise BackendError(
             f"{experts[0][0].name} and its like: the experts of a layer are quantised in several ways, "
             f"{', '.join(sorted(map(str, forms)))}."
         )
     (form,) = forms
-    return PACKERS[_kind(form, height, experts[0][0])](experts, setup)
+    return PACKERS[_kind(form, height, width, experts[0][0])](experts, setup)
 
 
-def _kind(form: Form, height: int, example: Weight) -> str:
+def _kind(form: Form, height: int, width: int, example: Weight) -> str:
+    if form.kind == "int4" and (height % INT4_PER_WORD or width % INT4_GROUP):
+        return "int8"  # experts are not filled up: that would cost each of their products a copy
     if form.kind == "static":
         raise BackendError(f"{example.name}: experts with static activations are not supported on this backend.")
     if form.kind == "dynamic" and form.bits == 4 and height % INT4_PER_WORD == 0:

@@ -29,6 +29,7 @@ from gallium.backends.ascend.weights import (
     integer_rows,
     packed4,
     quantisation,
+    sizes,
 )
 from gallium.backends.torch.packing import host_tensor, stacked
 from gallium.errors import BackendError
@@ -142,23 +143,29 @@ class StaticInt8(Matrix):
 
 @dataclass(frozen=True)
 class Int4Weights(Matrix):
-    """W4A16: `(code + offset) * scale`, both per column and group of rows; activations stay floats."""
+    """W4A16: `(code + offset) * scale`, both per column and group of rows; activations stay floats.
+
+    Rows and columns are filled up to whole groups and words.
+    """
 
     words: Tensor  # [in, out / 8], int32 of eight codes each
     scale: Tensor  # [groups, out], of the activations' type, as the function wants it
     offset: Tensor
-    bias: Tensor | None  # float16 for float16 activations, else float32
+    bias: Tensor | None  # [out]: float16 for float16 activations, else float32
     group: int  # 0: one group
+    out_features: int
     kernel = "npu_weight_quant_batchmatmul"
 
     def __call__(self, x: Tensor) -> Tensor:
         """The weight becomes floats inside the kernel."""
         if not x.shape[0]:
-            return x.new_empty((0, self.scale.shape[1]), dtype=self.scale.dtype)
+            return x.new_empty((0, self.out_features), dtype=self.scale.dtype)
+        rows, missing = x.to(self.scale.dtype), self.words.shape[0] - x.shape[1]
         y: Tensor = torch_npu.npu_weight_quant_batchmatmul(
-            x.to(self.scale.dtype), self.words, self.scale, self.offset, bias=self.bias, antiquant_group_size=self.group
-        )
-        return y
+            nn.pad(rows, (0, missing)) if missing else rows, self.words, self.scale, self.offset,
+            bias=self.bias, antiquant_group_size=self.group,
+        )  # fmt: skip
+        return y if y.shape[1] == self.out_features else y[:, : self.out_features]
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,7 @@ def pack(parts: Sequence[Weight], bias: Sequence[Weight], role: Role, setup: Set
     if role in PLAIN_ROLES:
         dtype = torch.float32 if role == "router" else setup.dtype
         return FloatMatrix(stacked(parts, dtype, setup.device), None if biases is None else biases.to(dtype))
-    forms = [form_of(part.shape[1], part.shape[0], part, role, setup) for part in parts]
+    forms = [form_of(part, part.shape[0], role, setup) for part in parts]
     matrices, row, at = [], 0, 0
     for form, members in groupby(forms):
         count = len(list(members))
@@ -241,14 +248,13 @@ def pack(parts: Sequence[Weight], bias: Sequence[Weight], role: Role, setup: Set
     return matrices[0] if len(matrices) == 1 else SideBySide(tuple(matrices))
 
 
-def form_of(width: int, height: int, part: Weight, role: Role, setup: Setup) -> Form:
-    """How this part is packed. A float weight whose sizes do not fit groups of int4 becomes int8."""
+def form_of(part: Weight, height: int, role: Role, setup: Setup) -> Form:
+    """How a part is packed, of a matrix whose parts have `height` rows together."""
     if not setup.quantised or role == "float":
         return Form("float")
     how = part.quantisation
     if how is None:
-        fits = width % INT4_GROUP == 0 and height % INT4_PER_WORD == 0
-        return Form("int4" if setup.precision == "int4" and role != "sensitive" and fits else "int8")
+        return Form("int4" if setup.precision == "int4" and role != "sensitive" else "int8")
     groups = how.scale.shape[1]
     if how.activations == "static":
         if groups > 1:
@@ -272,8 +278,9 @@ def _pack_form(form: Form, parts: Sequence[Weight], bias: Tensor | None, setup: 
         yield FloatMatrix(weight, None if bias is None else bias.to(setup.dtype))
     elif form.kind == "int4":
         words, scale, offset = int4_rows(parts, setup.device, setup.dtype)
-        group = INT4_GROUP if scale.shape[0] > 1 else 0
-        yield Int4Weights(words, scale, offset, None if bias is None else bias.to(half), group)
+        group, height = INT4_GROUP if scale.shape[0] > 1 else 0, sizes(parts)[0]
+        shift = None if bias is None else nn.pad(bias.to(half), (0, scale.shape[1] - height))
+        yield Int4Weights(words, scale, offset, shift, group, height)
     elif form.kind == "grouped":
         codes, scale = integer_rows(parts, setup.device)
         yield EightByFour(

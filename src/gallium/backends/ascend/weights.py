@@ -14,6 +14,7 @@ from gallium.ops.handles import Quantisation, Weight
 
 INT4_GROUP = 32  # columns: the smallest group that npu_weight_quant_batchmatmul takes
 INT4_PER_WORD = 8
+INT4_UNITS = (INT4_PER_WORD, INT4_GROUP)  # of rows and columns
 
 
 def decoded(parts: Sequence[Weight], device: torch.device) -> Iterator[tuple[slice, Tensor]]:
@@ -25,6 +26,11 @@ def decoded(parts: Sequence[Weight], device: torch.device) -> Iterator[tuple[sli
             chunk = host_tensor(part.float32(start, min(start + step, part.shape[0])))
             yield slice(at + start, at + start + len(chunk)), chunk.to(device)
         at += part.shape[0]
+
+
+def filled_up(size: int, unit: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-size // unit) * unit
 
 
 def sizes(parts: Sequence[Weight]) -> tuple[int, int]:
@@ -68,16 +74,19 @@ def integer_rows(parts: Sequence[Weight], device: torch.device) -> tuple[Tensor,
 def int4_rows(parts: Sequence[Weight], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Floats as packed int4 `[in, out / 8]`, scales and offsets `[in / 32, out]`: `(code + offset) * scale`.
 
-    Each group of 32 columns spans its own range, which includes zero; offsets are whole, so that zero stays zero.
+    Each group of 32 columns spans its own range, which includes zero; offsets are whole, so that zero stays zero. A
+    group of equal numbers has that number as its step. `in` and `out` are filled up to whole groups and words.
     """
-    height, width = sizes(parts)
-    codes = empty((height, width), torch.int8, device)
-    scale = empty((height, width // INT4_GROUP), dtype, device)
-    offset = torch.empty_like(scale)
+    height, width = (filled_up(size, unit) for size, unit in zip(sizes(parts), INT4_UNITS, strict=True))
+    codes = torch.zeros((height, width), dtype=torch.int8, device=device)
+    scale = torch.ones((height, width // INT4_GROUP), dtype=dtype, device=device)
+    offset = torch.zeros_like(scale)
     for rows, chunk in decoded(parts, device):
+        chunk = torch.cat((chunk, chunk[:, -1:].expand(-1, width - chunk.shape[1])), dim=1)
         groups = chunk.reshape(len(chunk), -1, INT4_GROUP)
-        low = groups.amin(2).clamp(max=0)
-        step = ((groups.amax(2).clamp(min=0) - low) / 15).to(dtype)
+        least, most = groups.amin(2), groups.amax(2)
+        low = least.clamp(max=0)
+        step = torch.where(least == most, most.abs(), (most.clamp(min=0) - low) / 15).to(dtype)
         step = torch.where(step == 0, 1.0, step)
         zero = (low / step.float()).round() + 8
         steps = (groups / step.float().unsqueeze(2)).round() - zero.unsqueeze(2)
