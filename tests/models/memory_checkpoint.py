@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ class ArrayWeight:
 
     def float32(self, start: int = 0, stop: int | None = None) -> FloatArray:
         return self.array[start:stop]
+
+    def rows(self, start: int, stop: int) -> ArrayWeight:
+        return replace(self, array=self.array[start:stop])
 
 
 def weight(array: object, name: str = "w") -> ArrayWeight:

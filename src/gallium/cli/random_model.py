@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,10 @@ class RandomWeight:
         where = np.arange(start * width, stop * width) % len(self.tile)
         values: FloatArray = (self.tile[where].astype(np.uint32) << 16).view(np.float32)
         return values.reshape(stop - start, *self.shape[1:])
+
+    def rows(self, start: int, stop: int) -> RandomWeight:
+        """Rows `start:stop`, drawn anew."""
+        return replace(self, shape=(stop - start, *self.shape[1:]))
 
 
 class RandomCheckpoint:

@@ -10,7 +10,6 @@ from gallium.errors import UnsupportedModel
 from gallium.models import glm, glm4, glm4_moe, llama
 from gallium.models.decoder import Model
 from gallium.models.family import Family
-from gallium.models.part import Part
 from gallium.models.sharding import local_spec, share
 from gallium.models.spec import ModelSpec
 from gallium.models.weights import CheckpointLike, Packer, Rows, Sensitive, Source, Survey
@@ -123,4 +122,4 @@ def has_own_head(
     rows = share(spec.vocab_size, placement.tp, placement.tp_rank)
     if head.storage != embedding.storage:
         return True
-    return not np.array_equal(Part(head, rows).raw(), Part(embedding, rows).raw())
+    return not np.array_equal(head.rows(rows.start, rows.stop).raw(), embedding.rows(rows.start, rows.stop).raw())

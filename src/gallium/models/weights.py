@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from gallium.models.part import Part
+from gallium.models.columns import Columns
 from gallium.models.sharding import share
 from gallium.ops.handles import ALONE, FloatArray, Placement, Role, Weight
 from gallium.ops.interface import Ops
@@ -179,11 +179,14 @@ class Packer(Source):
         return self.ops.pack_experts(gate_up, down, roles)
 
     def _columns(self, weight: Weight) -> Weight:
-        height, width = weight.shape
-        columns = share(width, self.placement.tp, self.placement.tp_rank)
-        return Part(weight, range(height), columns, corrects=self.placement.tp_rank == 0)
+        columns = share(weight.shape[1], self.placement.tp, self.placement.tp_rank)
+        return Columns(weight, columns, corrects=self.placement.tp_rank == 0)
 
 
 def rows_of(weights: Sequence[Weight], held: Sequence[Sequence[range]]) -> list[Weight]:
     """The rows `held[i]` of each weight or bias `i`, in order."""
-    return [Part(weight, rows) for weight, ranges in zip(weights, held, strict=bool(weights)) for rows in ranges]
+    return [
+        weight.rows(rows.start, rows.stop)
+        for weight, ranges in zip(weights, held, strict=bool(weights))
+        for rows in ranges
+    ]

@@ -111,6 +111,10 @@ class Weight(Protocol):
         """Rows `start:stop` (elements, for 1-D) decoded to float32."""
         ...
 
+    def rows(self, start: int, stop: int) -> Weight:
+        """Rows `start:stop` (elements, for 1-D) as a Weight of their own; nothing is read."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
