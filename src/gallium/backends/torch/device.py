@@ -65,7 +65,7 @@ def _try(device: torch.device, placement: Placement) -> None:
     """Make the device the current one. Raises BackendError if that, or the smallest tensor on it, fails."""
     try:
         count = torch.accelerator.device_count()
-        if placement.world > count:
+        if 1 < placement.world > count:
             raise BackendError(
                 f"{placement.world} ranks need a device each, but PyTorch has {count} of type {device.type!r}: choose "
                 "--tp and --dp whose product is at most that, or set GALLIUM_TORCH_DEVICE=cpu."
