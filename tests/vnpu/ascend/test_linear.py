@@ -231,16 +231,26 @@ def test_what_does_not_fit_is_refused_with_the_reason() -> None:
 
 
 # -- heads and the gated MLP ----------------------------------------------------------------
-def test_head_product_is_one_kernel_where_sizes_are_aligned() -> None:
+def test_heads_are_one_kernel_where_sizes_are_aligned() -> None:
     x, w = torch.from_numpy(floats(1, 5, 3, 32)), torch.from_numpy(floats(2, 3, 16, 32))
-    assert linear.fits_head_kernel(3, 16, 32, setup("float32"))
-    ours = x.to(DEVICE), w.transpose(1, 2).contiguous().to(DEVICE)
+    matrix = linear.pack_heads([weight(head) for head in w.numpy()], setup("float32", torch.float32))
+    ours = x.to(DEVICE)
     with called() as names:
-        y = linear.head_product(*ours)
+        y = matrix(ours)
     assert names == {"TransposeBatchMatMul"}
     torch.testing.assert_close(y.cpu(), torch.einsum("nhi,hoi->nho", x, w), rtol=1e-5, atol=1e-5)
-    assert not linear.fits_head_kernel(3, 18, 32, setup("float32"))
-    assert not linear.fits_head_kernel(2048, 32, 32, setup("float32"))
+
+
+@pytest.mark.parametrize(
+    ("count", "height", "width", "reason"),
+    [(3, 16, 32, ""), (3, 18, 32, "multiples of 16"), (3, 16, 24, "multiples of 16"), (2048, 16, 32, "65535")],
+)
+def test_heads_that_the_kernel_does_not_take(count: int, height: int, width: int, reason: str) -> None:
+    heads = [weight(np.zeros((height, width), np.float32))] * count
+    found = linear.head_refusal(heads, setup("float32"))
+    assert (reason in found) if reason else not found
+    old = linear.Setup(soc.find("Ascend310P3"), DEVICE, "float16", torch.float16)
+    assert "no npu_transpose_batchmatmul" in linear.head_refusal(heads, old)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -310,6 +310,12 @@ def run(x: Tensor, weights: Tensor, ids: Tensor, pair: ExpertPair, first: int, h
     return result
 
 
+def alone(rows: Tensor, ids: Tensor, pair: ExpertPair, held: int) -> Tensor:
+    """`[rows, 1, hidden]`: each row's product with its own expert, of the `held` ones here; ids `[rows, 1]`."""
+    ones = torch.ones(ids.shape, dtype=rows.dtype, device=rows.device)
+    return run(rows, ones, ids.int(), pair, 0, held, held).unsqueeze(1)
+
+
 def multiply(rows: Tensor, row_scale: Tensor | None, counts: Tensor, pair: ExpertPair) -> Tensor:
     """`down(swiglu(gate_up(row)))` of rows that are in their experts' order."""
     up, down = pair.gate_up, pair.down

@@ -31,7 +31,7 @@ from gallium.backends.ascend.weights import (
     quantisation,
     sizes,
 )
-from gallium.backends.torch.packing import host_tensor, stacked
+from gallium.backends.torch.packing import host_tensor, stacked, stacked_each
 from gallium.errors import BackendError
 from gallium.ops.handles import Precision, Role, Weight
 
@@ -346,20 +346,37 @@ def nz(x: Tensor, setup: Setup) -> Tensor:
 HEAD_ALIGNMENT = 16  # of both sizes of a head's matrix, for npu_transpose_batchmatmul (op-plugin's page)
 
 
-def fits_head_kernel(heads: int, height: int, width: int, setup: Setup) -> bool:
-    """Whether npu_transpose_batchmatmul takes heads of `[height, width]`."""
-    aligned = height % HEAD_ALIGNMENT == 0 and width % HEAD_ALIGNMENT == 0
-    return aligned and heads * width <= LONGEST_SIDE and height <= LONGEST_SIDE
+@dataclass(frozen=True)
+class HeadMatrix:
+    """A matrix per head, for one kernel that reads and writes heads as they lie, without a copy in another order."""
+
+    weight: Tensor  # [heads, in, out]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[tokens, heads, in]` -> `[tokens, heads, out]`."""
+        if not x.shape[0]:
+            return x.new_empty((0, self.weight.shape[0], self.weight.shape[2]), dtype=self.weight.dtype)
+        y: Tensor = torch_npu.npu_transpose_batchmatmul(
+            x.to(self.weight.dtype), self.weight, perm_x1=[1, 0, 2], perm_x2=[0, 1, 2], perm_y=[1, 0, 2]
+        )
+        return y
 
 
-def head_product(x: Tensor, weight: Tensor) -> Tensor:
-    """`[tokens, heads, in]` times `[heads, in, out]` -> `[tokens, heads, out]` without a copy in another order."""
-    if not x.shape[0]:
-        return x.new_empty((0, weight.shape[0], weight.shape[2]), dtype=weight.dtype)
-    y: Tensor = torch_npu.npu_transpose_batchmatmul(
-        x.to(weight.dtype), weight, perm_x1=[1, 0, 2], perm_x2=[0, 1, 2], perm_y=[1, 0, 2]
-    )
-    return y
+def head_refusal(heads: Sequence[Weight], setup: Setup) -> str:
+    """Why npu_transpose_batchmatmul does not take these heads; empty if it does."""
+    height, width = heads[0].shape
+    if not setup.chip.has("npu_transpose_batchmatmul"):
+        return f"{setup.chip.name} has no npu_transpose_batchmatmul"
+    if height % HEAD_ALIGNMENT or width % HEAD_ALIGNMENT:
+        return f"heads of {width} by {height}; both must be multiples of {HEAD_ALIGNMENT}"
+    if max(len(heads) * width, height) > LONGEST_SIDE:
+        return f"{len(heads)} heads of width {width} are more than {LONGEST_SIDE} together"
+    return ""
+
+
+def pack_heads(heads: Sequence[Weight], setup: Setup) -> HeadMatrix:
+    """Heads that `head_refusal` lets pass; they stay floats in every precision."""
+    return HeadMatrix(stacked_each([[head] for head in heads], setup.dtype, setup.device).transpose(1, 2).contiguous())
 
 
 # -- blocks -------------------------------------------------------------------------

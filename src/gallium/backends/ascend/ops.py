@@ -17,6 +17,7 @@ from gallium.backends.ascend.plan import AscendPlan
 from gallium.backends.ascend.reasons import activations, op_reasons
 from gallium.backends.ascend.soc import Soc
 from gallium.backends.torch import cache as caches
+from gallium.backends.torch import ranks
 from gallium.backends.torch.collectives import Collectives
 from gallium.backends.torch.ops import TorchOps
 from gallium.ops.handles import (
@@ -56,11 +57,14 @@ class AscendOps(TorchOps):
         self.chip = chip
         if chip.has("NPUGraph") and not (collectives.placement.ep > 1 and collectives.placement.dp > 1):
             self.step_graphs = NpuGraphedStep
+        torch_npu.npu.config.allow_internal_format = chip.has("nz_weights")
         self._setup = linear.Setup(chip, device, precision, self.dtype)
         self._gains: Any = WeakTensorKeyDictionary()
         self._mask = attention.triangle(device) if chip.has("npu_fused_infer_attention_score") else None
         self._has_swiglu = chip.has("npu_swiglu")
+        self._has_swiglu_in_integers = chip.has("npu_dequant_swiglu_quant")
         self._has_add_rms_norm = chip.has("npu_add_rms_norm")
+        self._has_interleaved = chip.has("interleaved_rotary_mul")
         self._has_mrope = chip.has("npu_mrope")
         self._has_gating = chip.has("npu_moe_gating_top_k")
         self._communicator = self._find_communicator()
@@ -98,6 +102,14 @@ class AscendOps(TorchOps):
         self._weight_bytes += matrix.nbytes
         return Linear(parts[0].shape[1], sum(part.shape[0] for part in parts), matrix)
 
+    def pack_heads(self, weight: Sequence[Weight]) -> Linear:
+        """`[heads, in, out]` for the kernel that reads heads as they lie, if it takes them."""
+        if linear.head_refusal(weight, self._setup):
+            return super().pack_heads(weight)
+        matrix = linear.pack_heads(weight, self._setup)
+        self._count(matrix.weight)
+        return Linear(weight[0].shape[1], weight[0].shape[0], matrix)
+
     def pack_experts(
         self,
         gate_up: Sequence[Sequence[Weight]],
@@ -127,6 +139,10 @@ class AscendOps(TorchOps):
         found: Array = w.data(x)
         return found
 
+    def head_linear(self, x: Array, w: Linear) -> Array:
+        """npu_transpose_batchmatmul."""
+        return w.data(x) if isinstance(w.data, linear.HeadMatrix) else super().head_linear(x, w)
+
     def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
         """npu_rms_norm."""
         found: Array = torch_npu.npu_rms_norm(x, self._gain(gain, x.dtype), eps)[0]
@@ -152,6 +168,8 @@ class AscendOps(TorchOps):
         """npu_rotary_mul. Neighbours turn within the whole head, the rest by no angle; halves need the turned part."""
         if not x.numel():
             return x
+        if spec.interleaved and not self._has_interleaved:
+            return super().rope(x, plan, spec)
         whole = spec.interleaved or spec.dim == x.shape[-1]
         part = x if whole else x[..., : spec.dim]
         cos, sin = plan.turns(spec, part.shape[-1], x.dtype)[:, None, :, None]
@@ -177,6 +195,12 @@ class AscendOps(TorchOps):
         )
         return found
 
+    def gated_mlp(self, x: Array, gate_up: Linear, down: Linear) -> Array:
+        """In integers from end to end where both are: npu_dequant_swiglu_quant stands between the products."""
+        if not (self._has_swiglu_in_integers and linear.fuses(gate_up.data, down.data)):
+            return super().gated_mlp(x, gate_up, down)
+        return self.all_reduce(linear.fused_mlp(x, gate_up.data, down.data))
+
     # -- experts ------------------------------------------------------------------------
     def route(self, logits: Array, bias: Array, spec: MoeSpec) -> tuple[Array, Array]:
         """npu_moe_gating_top_k."""
@@ -186,7 +210,15 @@ class AscendOps(TorchOps):
 
     def experts(self, x: Array, weights: Array, ids: Array, w: Experts) -> Array:
         """npu_moe_init_routing_v2, npu_grouped_matmul twice, npu_moe_finalize_routing."""
-        return experts.run(x.to(self.dtype), weights, ids, w.data, 0, w.num_experts, w.num_experts)
+        placement, held = self.collectives.placement, w.num_experts
+        x = x.to(self.dtype)
+        if placement.ep == 1 or placement.dp == 1:
+            return experts.run(x, weights, ids, w.data, placement.ep_rank * held, held, held * placement.ep)
+
+        def products(rows: Array, local: Array) -> Array:
+            return experts.alone(rows, local, w.data, held)
+
+        return ranks.exchanged_experts(x, weights, ids, held, self.collectives, products)
 
     # -- attention ------------------------------------------------------------------------
     def kv_write(self, k: Array, v: Array, cache: KvCache, plan: Any) -> None:
