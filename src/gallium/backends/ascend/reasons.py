@@ -33,7 +33,7 @@ def op_reasons(chip: Soc, model: ModelFacts, precision: Precision) -> dict[str, 
     found |= dict.fromkeys(("linear", "row_linear", "logits"), LINEAR.get(precision, "matmul"))
     if chip.has("npu_mm_all_reduce_base") and precision in ("float16", "bfloat16"):
         found["row_linear"] += "; npu_mm_all_reduce_base for many rows on 2, 4 or 8 ranks"
-    found["rope"] = _function(chip, "npu_rotary_mul")
+    found["rope"] = _rope(chip, model)
     found["kv_write"] = _or_composed(cache.SCATTER, fused.write)
     found["index_write"] = "composed on the device: an index_copy_ of PyTorch"
     found["attend"] = _attention(fused)
@@ -55,6 +55,12 @@ def _function(chip: Soc, name: str) -> str:
 
 def _or_composed(function: str, reason: str) -> str:
     return f"composed on the device: {reason}" if reason else function
+
+
+def _rope(chip: Soc, model: ModelFacts) -> str:
+    lacks = model.attention.rope.interleaved and not chip.has("interleaved_rotary_mul")
+    reason = f"npu_rotary_mul turns halves only on {chip.name}, not neighbours"
+    return _or_composed("npu_rotary_mul", reason) if lacks else _function(chip, "npu_rotary_mul")
 
 
 def _attention(fused: cache.Fused) -> str:
