@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gallium.backends.torch.plan import TorchPlan, rope_table
+from gallium.backends.torch.plan import TorchPlan, put, rope_table, sent
 from gallium.ops.handles import IntArray, RopeSpec, Step
 
 Form: TypeAlias = tuple[RopeSpec, int, torch.dtype]
@@ -56,17 +56,17 @@ class AscendPlan(TorchPlan):
         super().load(step, live)
         self._read_lengths()
         for (spec, width, _), table in self._turns.items():
-            table.copy_(torch.from_numpy(spread(step.positions, spec, width)))
+            put(spread(step.positions, spec, width), table)
         for (spec, _, _), table in self._angles.items():
-            table.copy_(torch.from_numpy(joined(step.positions, spec)))
+            put(joined(step.positions, spec), table)
         if self._query_ends is not None:
-            self._query_ends.copy_(torch.from_numpy(step.query_start[1:]))
+            put(step.query_start[1:].copy(), self._query_ends)
 
     def turns(self, spec: RopeSpec, width: int, dtype: torch.dtype) -> torch.Tensor:
         """What npu_rotary_mul multiplies heads of this width with: `[2, tokens, width]`, cosine and sine."""
         found = self._turns.get((spec, width, dtype))
         if found is None:
-            found = torch.from_numpy(spread(self.step.positions, spec, width)).to(dtype).to(self.device)
+            found = self._table(spread(self.step.positions, spec, width), dtype)
             self._turns[spec, width, dtype] = found
         return found
 
@@ -74,15 +74,20 @@ class AscendPlan(TorchPlan):
         """The table that npu_mrope takes rows of, one row per token: `[tokens, dim]`, cosines and then sines."""
         found = self._angles.get((spec, spec.dim, dtype))
         if found is None:
-            found = torch.from_numpy(joined(self.step.positions, spec)).to(dtype).to(self.device)
+            found = self._table(joined(self.step.positions, spec), dtype)
             self._angles[spec, spec.dim, dtype] = found
         return found
+
+    def _table(self, array: NDArray[np.float32], dtype: torch.dtype) -> torch.Tensor:
+        table = torch.empty(array.shape, dtype=dtype, device=self.device)
+        put(array, table)
+        return table
 
     @property
     def numbers(self) -> torch.Tensor:
         """int32 `[tokens]`: 0, 1, 2, …, the rows of `angles`."""
         if self._numbers is None:
-            self._numbers = torch.arange(self.tokens, dtype=torch.int32).to(self.device)
+            self._numbers = sent(np.arange(self.tokens, dtype=np.int32), self.device)
         return self._numbers
 
     @property
@@ -94,5 +99,5 @@ class AscendPlan(TorchPlan):
     def query_ends_on_device(self) -> torch.Tensor:
         """int32 `[seqs]`: where each sequence's queries end."""
         if self._query_ends is None:
-            self._query_ends = torch.from_numpy(self.step.query_start[1:].copy()).to(self.device)
+            self._query_ends = sent(self.step.query_start[1:].copy(), self.device)
         return self._query_ends

@@ -47,6 +47,19 @@ def rope_table(positions: IntArray, spec: RopeSpec) -> NDArray[np.float32]:
     return np.stack((np.cos(angles), np.sin(angles))).astype(np.float32)[:, :, None, :]
 
 
+def sent(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """The array on the device. What it is copied from stays in place, so that the host need not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.to(device) if device.type in ("cpu", "mps") else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def put(array: NDArray[Any], target: torch.Tensor) -> None:
+    """As `sent`, into a tensor that is there already; its type may be a narrower one."""
+    tensor = torch.from_numpy(array).to(target.dtype)
+    pinned = tensor if target.device.type in ("cpu", "mps") else tensor.pin_memory()
+    target.copy_(pinned, non_blocking=True)
+
+
 class TorchPlan:
     """One forward pass. The device tensors are int32 views into one buffer; block tables hold page numbers.
 
@@ -62,7 +75,7 @@ class TorchPlan:
         self.live = len(step.context_lens) if live is None else live
         self._shape = _shape(step)
         parts = _parts(step)
-        self._buffer = torch.from_numpy(_packed(parts)).to(device)
+        self._buffer = sent(_packed(parts), device)
         views = _views(self._buffer, parts)
         self.token_ids, self.positions, self.logit_rows, self.context_lens, self.token_seqs, self.block_tables = views
         self._slots: dict[int, torch.Tensor] = {}
@@ -84,11 +97,11 @@ class TorchPlan:
         if _shape(step) != self._shape:
             raise BackendError(f"a plan of shape {self._shape} cannot take a step of shape {_shape(step)}.")
         self.step, self.live = step, live
-        self._buffer.copy_(torch.from_numpy(_packed(_parts(step))))
+        put(_packed(_parts(step)), self._buffer)
         for block_size, slots in self._slots.items():
-            slots.copy_(torch.from_numpy(self._host_slots(block_size)))
+            put(self._host_slots(block_size), slots)
         for spec, table in self._rope.items():
-            table.copy_(torch.from_numpy(rope_table(step.positions, spec)))
+            put(rope_table(step.positions, spec), table)
 
     def forget_derived(self) -> None:
         """Drop what is computed on the device, so that the next forward pass computes it again (within a capture)."""
@@ -98,15 +111,14 @@ class TorchPlan:
         """int64 `[tokens]`: where each token goes in pages seen as `[slots, ...]`."""
         found = self._slots.get(block_size)
         if found is None:
-            found = self._slots[block_size] = torch.from_numpy(self._host_slots(block_size)).to(self.device)
+            found = self._slots[block_size] = sent(self._host_slots(block_size), self.device)
         return found
 
     def rope_table(self, spec: RopeSpec) -> torch.Tensor:
         """float32 `[2, tokens, 1, dim / 2]`: cosine and sine of every token's angles."""
         found = self._rope.get(spec)
         if found is None:
-            table = torch.from_numpy(rope_table(self.step.positions, spec))
-            found = self._rope[spec] = table.to(self.device)
+            found = self._rope[spec] = sent(rope_table(self.step.positions, spec), self.device)
         return found
 
     def windows(self, block_size: int) -> list[Window]:
@@ -146,8 +158,8 @@ class TorchPlan:
             rows, one = slice(int(starts[0]), int(starts[0]) + queries), slice(first, first + 1)
             tables, contexts = tables[one], contexts[one]
         elif len(group) < len(step.context_lens):
-            chosen = torch.from_numpy(group).to(self.device)
-            rows = torch.from_numpy((starts[:, None] + np.arange(queries)).reshape(-1).astype(np.int64)).to(self.device)
+            chosen = sent(group, self.device)
+            rows = sent((starts[:, None] + np.arange(queries)).reshape(-1).astype(np.int64), self.device)
             tables, contexts = tables.index_select(0, chosen), contexts.index_select(0, chosen)
         if not self.fixed:
             width = -(-int(step.context_lens[group].max()) // block_size)
