@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from gallium.models.catalog import expected_tensors
 from gallium.models.config import read_spec
 
-NAMES = {np.dtype("<f4"): "F32", np.dtype("<f2"): "F16", np.dtype("<i8"): "I64", np.dtype("u1"): "U8"}
+NAMES = {
+    np.dtype("<f4"): "F32", np.dtype("<f2"): "F16", np.dtype("<i8"): "I64", np.dtype("u1"): "U8",
+    np.dtype("i1"): "I8", np.dtype("<i4"): "I32",
+}  # fmt: skip
 
 
 def entries_of(tensors: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], bytes]:

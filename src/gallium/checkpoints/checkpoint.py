@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gallium.checkpoints.formats import FORMATS
 from gallium.checkpoints.mapping import release_pages
 from gallium.checkpoints.tensor import StoredTensor
 from gallium.errors import CheckpointError, UnsupportedFormat
@@ -17,7 +16,7 @@ from gallium.ops.handles import Precision
 SHOWN = 8  # names per kind of fault in one error
 PRECISION_OF: dict[str, Precision] = {
     "F32": "float32", "F16": "bfloat16", "BF16": "bfloat16", "Q8_0": "int8", "Q4_0": "int4", "Q4_1": "int4",
-    "Q4_K": "int4", "Q5_K": "int8", "Q6_K": "int8",
+    "Q4_K": "int4", "Q5_K": "int8", "Q6_K": "int8", "I8": "int8", "I4": "int4",
 }  # fmt: skip
 """The precision in which a coding is natural to run."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # most precise first
@@ -66,7 +65,10 @@ class Checkpoint:
 
     @property
     def stored_precision(self) -> Precision:
-        """What precision "auto" means for this file: that of most of the bytes of its projections."""
+        """What precision "auto" means for this file: that of its integers, or of most bytes of its projections."""
+        for storage in ("I4", "I8"):
+            if any(tensor.storage == storage and tensor.decodable for tensor in self.tensors.values()):
+                return PRECISION_OF[storage]
         return self._most_bytes(EMBEDDINGS) or self._most_bytes(()) or "float32"
 
     def _most_bytes(self, besides: Collection[str]) -> Precision | None:
@@ -100,7 +102,7 @@ class Checkpoint:
                 + "\n  ".join(fault for fault in faults if fault)
                 + "\nIs the download complete, and is it the architecture that its config names?"
             )
-        strange = [f"{n} ({self.tensors[n].storage})" for n in expected if self.tensors[n].storage not in FORMATS]
+        strange = [f"{n} ({self.tensors[n].storage})" for n in expected if not self.tensors[n].decodable]
         if strange:
             raise UnsupportedFormat(
                 f"{self.path} has tensors that Gallium cannot compute with: {_listed('', strange)}."

@@ -11,11 +11,13 @@ from gallium.checkpoints.checkpoint import SHOWN, Checkpoint
 from gallium.checkpoints.gguf_file import SPLIT_NAME, read_gguf
 from gallium.checkpoints.gguf_model import architecture, translate_config, translate_names
 from gallium.checkpoints.mapping import PICKLE_DANGER, PICKLE_SUFFIXES
+from gallium.checkpoints.modelslim import find_description, plain_config, read_quantised
 from gallium.checkpoints.safetensors_file import read_safetensors
 from gallium.checkpoints.tensor import StoredTensor
 from gallium.errors import CheckpointError, UnsupportedFormat
 
 INDEX = "model.safetensors.index.json"
+QUANTISED_INDEX = "quant_model_weight*.safetensors.index.json"
 MAX_JSON = 64 << 20
 INCOMPLETE = "If it was downloaded, `gallium pull` fetches what is missing."
 
@@ -71,19 +73,23 @@ def _open_folder(path: Path) -> Checkpoint:
     if not (path / "config.json").exists():
         raise CheckpointError(f"{path} has no config.json, so it is not a model. {INCOMPLETE}")
     config = read_json(path / "config.json")
+    description = find_description(path)
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(path):
         for name, tensor in read_safetensors(file).items():
             if name in tensors:
                 raise CheckpointError(f"{path}: tensor {name!r} stands in more than one file.")
             tensors[name] = tensor
+    if description is not None:
+        config, tensors = plain_config(config), read_quantised(path, read_json(description), tensors)
     return Checkpoint(path, "safetensors", config, read_json(path / "generation_config.json"), tensors)
 
 
 def _weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a folder: those of its index, or all."""
-    if (path / INDEX).exists():
-        return _indexed_files(path)
+    """The safetensors files of a folder: those of its index, or all. msModelSlim names its index after its files."""
+    indexes = [*sorted(path.glob(QUANTISED_INDEX)), path / INDEX]
+    if indexes[0].exists():
+        return _indexed_files(path, indexes[0])
     files = sorted(path.glob("*.safetensors"))
     if files:
         return files
@@ -96,10 +102,10 @@ def _weight_files(path: Path) -> list[Path]:
     raise CheckpointError(f"{path} has no *.safetensors file. {INCOMPLETE}")
 
 
-def _indexed_files(path: Path) -> list[Path]:
-    shards = read_json(path / INDEX).get("weight_map")
+def _indexed_files(path: Path, index: Path) -> list[Path]:
+    shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(_is_plain_name(s) for s in shards.values()):
-        raise CheckpointError(f"{path / INDEX} has no valid weight_map; fetch it again.")
+        raise CheckpointError(f"{index} has no valid weight_map; fetch it again.")
     files = [path / shard for shard in dict.fromkeys(shards.values())]
     absent = [f.name for f in files if not f.exists()]
     if absent:

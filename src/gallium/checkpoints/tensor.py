@@ -38,6 +38,11 @@ class StoredTensor:
         return FORMATS[self.storage]
 
     @property
+    def decodable(self) -> bool:
+        """Whether `float32` can be called."""
+        return self.storage in FORMATS
+
+    @property
     def quantisation(self) -> Quantisation | None:
         """None: these codings are complete in themselves."""
         return None

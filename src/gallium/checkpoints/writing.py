@@ -125,17 +125,18 @@ def choose_storage(name: str, sources: tuple[StoredTensor, ...], precision: Prec
     """The coding that one tensor gets."""
     kinds = {s.storage for s in sources}
     stored = sources[0].storage
-    if stored not in FORMATS:
+    if not sources[0].decodable:
         return stored
     if precision == "float32":
         return "F32"
-    if len(sources[0].shape) < 2 or name.endswith(ROUTER):
+    integers = stored not in FORMATS  # with scales of their own: they are decoded
+    if not integers and (len(sources[0].shape) < 2 or name.endswith(ROUTER)):
         return stored
-    if len(kinds) == 1 and PRECISION_OF[stored] == precision and stored != "F16":
+    if len(kinds) == 1 and not integers and PRECISION_OF[stored] == precision and stored != "F16":
         return stored
     wanted = (EMBEDDING_CODING if name in EMBEDDINGS else CODING)[precision]
     if sources[0].shape[-1] % FORMATS[wanted].block:
-        return stored if len(kinds) == 1 and FORMATS[stored].block == 1 else "BF16"
+        return stored if len(kinds) == 1 and not integers and FORMATS[stored].block == 1 else "BF16"
     return wanted
 
 
