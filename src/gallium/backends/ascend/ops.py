@@ -54,6 +54,7 @@ class AscendOps(TorchOps):
         self.activations = activations(chip, precision)
         super().__init__(model, self.activations, device, collectives)
         self.precision = precision
+        self.noise_dtype = torch.float32  # the chip's vector unit has no float64
         self.chip = chip
         if chip.has("NPUGraph") and not (collectives.placement.ep > 1 and collectives.placement.dp > 1):
             self.step_graphs = NpuGraphedStep

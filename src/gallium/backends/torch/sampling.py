@@ -37,11 +37,15 @@ def noise_words(seed: torch.Tensor, position: torch.Tensor, vocab: int) -> torch
 
 
 def gumbel(words: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Standard Gumbel noise `-ln(-ln u)`, u = (word + 0.5) / 2^32."""
+    """Standard Gumbel noise `-ln(-ln u)`, u = (word + 0.5) / 2^32.
+
+    In float32 an u near 1 has lost its last bits; there `ln u` is taken from 1 - u, which has all that count.
+    """
     u = (words.to(dtype) + 0.5) * 2.0**-32
-    if dtype != torch.float64:
-        u = u.clamp(max=1 - 2.0**-24)  # what is nearer to 1 would round to it
-    return -torch.log(-torch.log(u))
+    if dtype == torch.float64:
+        return -torch.log(-torch.log(u))
+    rest = ((_LOW - words).to(dtype) + 0.5) * 2.0**-32  # 1 - u
+    return -torch.log(-torch.where(words > _LOW // 2, torch.log1p(-rest), torch.log(u)))
 
 
 def adjusted(logits: torch.Tensor, how: SamplerInputs) -> torch.Tensor:
