@@ -16,7 +16,7 @@ from gallium import __version__
 from gallium.cli.options import wants_debug
 from gallium.errors import GalliumError
 
-COMMANDS = ("chat", "run", "serve", "pull", "doctor", "bench", "convert", "npu")
+COMMANDS = ("chat", "run", "serve", "pull", "doctor", "verify", "bench", "convert", "npu")
 """In the order of `--help`; each is the click command of its name in the module of its name."""
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it

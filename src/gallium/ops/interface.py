@@ -54,6 +54,10 @@ class Ops(ABC):
     def download(self, x: Tensor) -> FloatArray:
         """A tensor as a float32 host array (int32 for ids and positions); waits for it."""
 
+    def like(self, x: Tensor, other: Tensor) -> Tensor:
+        """x in the number format of another tensor, as far as the backend has several for activations."""
+        return x
+
     @abstractmethod
     def plan(self, step: Step) -> Plan:
         """Prepare a step for the device: rope tables, slots, work split. Once per forward pass."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gallium.ops.handles import FloatArray, Precision
+from gallium.ops.handles import FloatArray, IntArray, Precision
 
 
 class Tolerance(NamedTuple):
@@ -75,6 +76,17 @@ def _table() -> dict[tuple[str, Precision], Tolerance]:
 TOLERANCES = _table()
 
 
+def is_float(array: FloatArray | IntArray) -> bool:
+    """Whether an array holds values; ids and positions are whole numbers."""
+    return not np.issubdtype(array.dtype, np.integer)
+
+
+def row_scale(wanted: FloatArray) -> NDArray[np.float64]:
+    """The largest magnitude of each row (last axis), as an array that stretches over it."""
+    scale: NDArray[np.float64] = np.abs(wanted.astype(np.float64)).max(axis=-1, keepdims=True)
+    return scale
+
+
 def difference(op: str, precision: Precision, got: FloatArray, wanted: FloatArray) -> str | None:
     """None if `got` is near enough to the reference's `wanted`, else a sentence that says where and by how much."""
     if got.shape != wanted.shape:
@@ -82,9 +94,7 @@ def difference(op: str, precision: Precision, got: FloatArray, wanted: FloatArra
     if got.size == 0:
         return None
     rule = TOLERANCES[op, precision]
-    whole = np.issubdtype(wanted.dtype, np.integer)
-    scale = np.zeros(1) if whole else np.abs(wanted.astype(np.float64)).max(axis=-1, keepdims=True)
-    allowed = 0.0 if whole else rule.atol + rule.rtol * scale
+    allowed = rule.atol + rule.rtol * row_scale(wanted) if is_float(wanted) else np.zeros(1)
     error = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
     bad = ~(error <= allowed)  # also true for NaN
     if not bad.any():

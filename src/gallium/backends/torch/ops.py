@@ -84,6 +84,10 @@ class TorchOps(Ops):
         wanted = torch.float32 if x.is_floating_point() else torch.int32
         return x.to(device="cpu", dtype=wanted).numpy()
 
+    def like(self, x: Array, other: Array) -> Array:
+        """x in the other's dtype."""
+        return x.to(other.dtype)
+
     def plan(self, step: Step) -> TorchPlan:
         """The step's arrays on the device; slots, rope tables and windows follow on demand."""
         return TorchPlan(step, self.device)

@@ -1,0 +1,57 @@
+"""What rounding alone does: the other side's ops on values rounded to the width that the tested side keeps.
+
+A softmax sharpens differences by as much as its scores are large, so no fixed share fits attention on every model. The
+share of the precision is widened there by what rounded inputs change on the other side itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gallium.errors import BackendError
+from gallium.ops.handles import FloatArray, Precision
+from gallium.ops.interface import BLOCKS, CORE_OPS, Ops
+from gallium.ops.tolerances import is_float
+
+SHARPENING = frozenset(("attend", "attend_latent", "gqa", "mla", "mla_sparse"))
+WRITING = frozenset(("kv_write", "index_write"))
+LEEWAY = 4.0  # one way of rounding is a sample: another's largest change may be some times as large
+
+
+def rounded(values: FloatArray, precision: Precision) -> FloatArray:
+    """Values to the nearest, ties to even, of the floats that activations and caches are kept in."""
+    if precision == "float32":
+        return values
+    if precision == "float16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float32)
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    kept = bits + 0x7FFF + ((bits >> 16) & 1)
+    return (kept & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def rounding_ops(ops: Ops, precision: Precision) -> Ops:
+    """The same ops with every result rounded; blocks are composed. For weights that `ops` has packed."""
+
+    def nearest(value: Any) -> Any:
+        if value is None or isinstance(value, tuple):
+            return None if value is None else tuple(map(nearest, value))
+        array = ops.download(value)
+        return ops.upload(rounded(np.array(array), precision)) if is_float(array) else value
+
+    def method(name: str) -> Callable[..., Any]:
+        return lambda _, *args: nearest(getattr(ops, name)(*args))
+
+    def refused(_: Ops, *args: Any, **named: Any) -> Any:
+        raise BackendError("rounding ops run a loaded model; they load none.")
+
+    def upload(_: Ops, array: Any) -> Any:
+        return ops.upload(rounded(array, precision) if is_float(array) else array)
+
+    bodies = {block: getattr(Ops, block) for block in BLOCKS}
+    methods = dict.fromkeys(Ops.__abstractmethods__, refused) | {op: method(op) for op in CORE_OPS} | bodies
+    made: Ops = type("RoundingOps", (Ops,), methods | {"upload": upload})()
+    return made
