@@ -80,13 +80,17 @@ def test_nothing_is_verified_without_a_record(chip: str, monkeypatch: pytest.Mon
 
 
 def test_a_record_verifies_what_passed_on_that_chip(chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = {"soc": chip, "precision": "bfloat16", "emulated": False, "cann": "9.1.0", "torch_npu": "2.13.0"}
-    ops = {"linear": "pass", "attend": "wrong"}
-    monkeypatch.setattr(
-        records, "records", lambda: (run | {"ops": ops}, run | {"emulated": True, "ops": {"add": "pass"}})
+    run = {"soc": chip, "precision": "bfloat16", "emulated": False, "date": "2026-12-01", "signed_by": "A. Person"}
+    runs = (
+        run | {"date": "2026-12-02", "ops": {"rope": "wrong"}},
+        run | {"ops": {"linear": "pass", "rope": "pass", "attend": "wrong"}},
+        run | {"emulated": True, "ops": {"add": "pass"}},
+        run | {"soc": "Ascend910B3", "ops": {"swiglu": "pass"}},
     )
-    status = {row.op: row.status for row in ASCEND.support(GLM, "bfloat16")}
-    assert {op for op, word in status.items() if word == "verified"} == {"linear"}
+    monkeypatch.setattr(records, "records", lambda: runs)
+    rows = {row.op: row for row in ASCEND.support(GLM, "bfloat16")}
+    assert {op for op, row in rows.items() if row.status == "verified"} == {"linear"}
+    assert rows["linear"].reason == "a function; run of 2026-12-01 by A. Person"
     assert {row.status for row in ASCEND.support(GLM, "float16")} == {"unverified"}
     monkeypatch.setenv("GALLIUM_VNPU", "1")
     assert {row.status for row in ASCEND.support(GLM, "bfloat16")} == {"unverified"}

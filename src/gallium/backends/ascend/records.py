@@ -10,16 +10,18 @@ from typing import Any
 
 @cache
 def records() -> tuple[dict[str, Any], ...]:
-    """All records, as `gallium verify --record` writes them, from data/verified.json."""
+    """All of them, from data/verified.json, in the form that `verify.records.entry_of` makes of a record."""
     text = files("gallium.backends.ascend").joinpath("data/verified.json").read_text(encoding="utf-8")
     return tuple(json.loads(text))
 
 
 def verified(soc: str, precision: str) -> dict[str, str]:
-    """The ops that passed on this very chip in this precision, each with the run that says so."""
+    """The ops that passed on this very chip in this precision, each with the run that says so; the newest run counts."""
     found: dict[str, str] = {}
-    for record in records():
-        if record["soc"] == soc and record["precision"] == precision and not record["emulated"]:
-            run = f"verified on {soc} with CANN {record['cann']}, torch_npu {record['torch_npu']}"
-            found |= {op: run for op, verdict in record["ops"].items() if verdict == "pass"}
+    for record in sorted(records(), key=lambda one: str(one["date"])):
+        if record["soc"] != soc or record["precision"] != precision or record["emulated"]:
+            continue
+        run = f"run of {record['date']} by {record['signed_by']}"
+        found |= {op: run for op, verdict in record["ops"].items() if verdict == "pass"}
+        found = {op: run for op, run in found.items() if record["ops"].get(op, "pass") == "pass"}
     return found
