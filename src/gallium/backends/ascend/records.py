@@ -16,7 +16,7 @@ def records() -> tuple[dict[str, Any], ...]:
 
 
 def verified(soc: str, precision: str) -> dict[str, str]:
-    """The ops that passed on this very chip in this precision, each with the run that says so; the newest run counts."""
+    """The ops that passed on this very chip in this precision, each with its run; the newest run counts."""
     found: dict[str, str] = {}
     for record in sorted(records(), key=lambda one: str(one["date"])):
         if record["soc"] != soc or record["precision"] != precision or record["emulated"]:
