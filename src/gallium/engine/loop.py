@@ -19,7 +19,7 @@ from gallium.engine.lanes import choose_lane
 from gallium.engine.request import Choice, Job, Request, Scoring, State
 from gallium.engine.runner import LaneStep, Runner, StepResult
 from gallium.engine.sampling import sampler_inputs, token_logprob
-from gallium.engine.scheduler import Schedule, Scheduler
+from gallium.engine.scheduler import Scheduler
 from gallium.engine.step_builder import Batch, build
 from gallium.errors import EngineDead, GalliumError, RankLost
 from gallium.types import Delta, TokenLogprob
@@ -170,7 +170,10 @@ class EngineLoop:
 
     @property
     def _has_work(self) -> bool:
-        return any(lane.has_work for lane in self.lanes)
+        for lane in self.lanes:  # noqa: SIM110 - no generator: this is asked several times per step
+            if lane.has_work:
+                return True
+        return False
 
     def _take_commands(self) -> bool:
         """Wait for something to do; False when told to stop. Raises RankLost."""
@@ -181,8 +184,9 @@ class EngineLoop:
                 return False
         if self._runner.lost is not None:
             raise self._runner.lost
-        for _ in range(len(self._inbox)):  # what is posted from now on has its turn after a step
-            self._inbox.popleft()()
+        if self._inbox:
+            for _ in range(len(self._inbox)):  # what is posted from now on has its turn after a step
+                self._inbox.popleft()()
         return True
 
     def _restart(self, lost: RankLost) -> None:
@@ -198,24 +202,22 @@ class EngineLoop:
         log.warning("the engine has restarted and answers again")
 
     def _step(self) -> None:
-        plans = [lane.schedule() if lane.has_work else None for lane in self.lanes]
-        batches = [self._batch(plan, lane) for plan, lane in zip(plans, self.lanes, strict=True)]
-        results = self._runner.run([None if batch is None else self._work(batch) for batch in batches])
-        for plan, lane in zip(plans, self.lanes, strict=True):
-            if plan is not None:
-                lane.commit(plan)
+        planned = []
+        work: list[LaneStep | None] = [None] * len(self.lanes)
+        for number, lane in enumerate(self.lanes):
+            if lane.has_work:
+                plan = lane.schedule()
+                if not plan.items:
+                    raise RuntimeError("nothing could be scheduled although there is work")
+                batch = build(plan.items, lane.blocks.block_size)
+                work[number] = self._work(batch)
+                planned.append((number, lane, plan, batch))
+        results = self._runner.run(work)
+        for _, lane, plan, _ in planned:
+            lane.commit(plan)
         self.steps += 1
-        for batch, result in zip(batches, results, strict=True):
-            if batch is not None:
-                self._deliver(batch, result)
-
-    @staticmethod
-    def _batch(plan: Schedule[Job] | None, lane: Scheduler[Job]) -> Batch | None:
-        if plan is None:
-            return None
-        if not plan.items:
-            raise RuntimeError("nothing could be scheduled although there is work")
-        return build(plan.items, lane.blocks.block_size)
+        for number, _, _, batch in planned:
+            self._deliver(batch, results[number])
 
     def _work(self, batch: Batch) -> LaneStep:
         how = None
