@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 # torch and transformers load torch_npu where it is installed, and fail without CANN. For the suite it is not there,
-# unless the process was started on the virtual NPU; tests/vnpu gives it the emulated CANN and takes this back.
-if os.environ.get("GALLIUM_VNPU") != "1":
+# unless the machine has a chip or the process was started on the virtual NPU; tests/vnpu gives it the emulated CANN and
+# takes this back.
+if os.environ.get("GALLIUM_VNPU") != "1" and not any(Path("/dev").glob("davinci[0-9]*")):
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     hidden: dict[str, Any] = sys.modules
     hidden.setdefault("torch_npu", None)
