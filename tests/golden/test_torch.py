@@ -1,0 +1,75 @@
+"""The default model on torch: the greedy tokens of the CPU backend, in float32, in every kind of company."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.golden import reexpress
+
+from gallium import LLM, SamplingParams
+
+LENGTHS = (1, 2, 7, 16, 31, 32, 33, 40, 64, 65, 90, 128, 5, 19, 77, 100)
+NEW = 12
+GREEDY = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True)
+WAYS: dict[str, dict[str, Any]] = {
+    "a batch of sixteen": {},
+    "chunked prefill": {"max_step_tokens": 13},
+    "the prefix cache": {"prefix_cache": True},
+}
+
+
+def load(model: str | None = None, **settings: Any) -> LLM:
+    return LLM(model, precision="float32", **{"kv_memory": "256MiB", "prefix_cache": False, **settings})
+
+
+def tokens(llm: LLM, prompts: list[list[int]]) -> list[list[int]]:
+    return [answer.token_ids for answer in llm.generate(prompt_token_ids=prompts, params=GREEDY)]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """Sixteen pieces of real text, two of which share a beginning with another: near ties are rare in its answers."""
+    with load() as llm:
+        ids = llm.tokenizer.encode((Path(__file__).parent / "real_text.txt").read_text(encoding="utf-8"))
+    starts = [17 * i for i in range(len(LENGTHS))]
+    made = [ids[start : start + n] for start, n in zip(starts, LENGTHS, strict=True)]
+    made[12] = [*made[11][:70], 501, 502]
+    made[13] = [*made[11][:96], 503]
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(prompts: list[list[int]]) -> list[list[int]]:
+    with load(backend="cpu") as llm:
+        return tokens(llm, prompts)
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The default model as glm4_moe: the same function."""
+    folder = reexpress.write_glm4_moe(tmp_path_factory.mktemp("golden") / "moe")
+    with load() as llm:
+        llm.tokenizer.save(folder)
+    yield str(folder)
+
+
+@pytest.mark.parametrize("arch", ["glm", "glm4_moe"])
+@pytest.mark.parametrize("way", WAYS)
+def test_greedy_tokens_are_those_of_the_cpu(
+    arch: str, way: str, prompts: list[list[int]], expected: list[list[int]], request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue("moe") if arch == "glm4_moe" else None
+    with load(model, backend="torch", **WAYS[way]) as llm:
+        assert llm.spec.arch == arch
+        assert tokens(llm, prompts) == expected
+        if way == "the prefix cache":
+            assert tokens(llm, prompts) == expected
+            assert llm.assembly.engine.stats().prefix_hit_tokens > sum(LENGTHS) // 2
+
+
+def test_alone_as_in_company(prompts: list[list[int]], expected: list[list[int]]) -> None:
+    with load(backend="torch") as llm:
+        assert [tokens(llm, [prompt])[0] for prompt in prompts[::3]] == expected[::3]
