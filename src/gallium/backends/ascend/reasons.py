@@ -40,17 +40,19 @@ def op_reasons(chip: Soc, model: ModelFacts, precision: Precision) -> dict[str, 
     found["attend_latent"] = _latent(fused)
     found["index_topk"] = _or_composed(cache.INDEXER, fused.indexer)
     found["all_reduce"] = found["all_gather"] = "HCCL, through torch.distributed"
-    found["sample"] = "composed on the device: PyTorch's sort, exponent and 64-bit integers, as it is defined"
-    found["route"], found["experts"] = _route(chip, model), _experts(precision)
-    found["gqa"] = _gqa(chip)
-    found |= dict.fromkeys(
-        ("mla_prolog", "mla", "mla_sparse", "mla_epilog", "moe", "gated_mlp"), "composed of core ops"
+    found["sample"] = (
+        "composed on the device: npu_top_k_top_p keeps all that equal the k-th and adds up from the least likely, which "
+        "is not the definition"
     )
+    found["route"], found["experts"] = _route(chip, model), _experts(precision)
+    found["gqa"], found["gated_mlp"] = _gqa(chip), _gated_mlp(chip, precision)
+    found["head_linear"] = _function(chip, "npu_transpose_batchmatmul", " for heads in multiples of 16, else bmm")
+    found |= dict.fromkeys(("mla_prolog", "mla", "mla_sparse", "mla_epilog", "moe"), "composed of core ops")
     return found
 
 
-def _function(chip: Soc, name: str) -> str:
-    return _or_composed(name, "" if chip.has(name) else f"{chip.name} has no {name}")
+def _function(chip: Soc, name: str, note: str = "") -> str:
+    return _or_composed(name + note, "" if chip.has(name) else f"{chip.name} has no {name}")
 
 
 def _or_composed(function: str, reason: str) -> str:
@@ -85,6 +87,12 @@ def _route(chip: Soc, model: ModelFacts) -> str:
 def _experts(precision: Precision) -> str:
     middle = "npu_dequant_swiglu_quant" if precision == "int8" else "npu_swiglu"
     return f"npu_moe_init_routing_v2, npu_grouped_matmul with {middle} between, npu_moe_finalize_routing"
+
+
+def _gated_mlp(chip: Soc, precision: Precision) -> str:
+    if precision in LINEAR and chip.has("npu_dequant_swiglu_quant"):
+        return "npu_quant_matmul, npu_dequant_swiglu_quant, npu_quant_matmul where both weights are int8, else core ops"
+    return "composed of core ops"
 
 
 def _gqa(chip: Soc) -> str:
