@@ -110,6 +110,7 @@ def test_a_real_checkpoint_without_a_tokenizer(gallium, tmp_path):
     [
         (("--shape", "cube"), 2, "unknown shape 'cube'"),
         (("model", "--shape", "tiny"), 2, "give either MODEL or --shape"),
+        (("--shape", "tiny", "--tp", "2"), 2, "leave out --tp, --dp and --ep"),
         (("--shape", "tiny", "--batch", "0"), 2, "'0'"),
         (("--shape", "tiny", "--batch", "1,x"), 2, "'1,x'"),
         (("--shape", "tiny", "--context", "600"), 2, "the model's limit is 512 tokens"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gallium.engine.memory import KvPlan, available_bytes, check_fits, parse_bytes, plan_kv, show_bytes
+from gallium.engine.memory import KvPlan, available_bytes, check_fits, parse_bytes, plan_kv, room, show_bytes
 from gallium.errors import OutOfMemory, UsageError
 
 GIB = 1 << 30
@@ -231,3 +231,21 @@ def test_every_plan_keeps_its_promises(asked: dict[str, Any]) -> None:
         assert found.num_bytes == found.num_blocks * asked["block_bytes"]
         assert least <= found.max_context <= (asked["max_context"] or asked["max_positions"])
         assert found.max_context <= found.num_blocks * asked["block_size"]
+
+
+@pytest.mark.parametrize(
+    ("device", "emulated", "ranks", "expected"),
+    [
+        (None, False, 1, 8 * GIB),
+        (None, False, 4, 2 * GIB),  # ranks on the CPU share the host's memory
+        (64 * GIB, False, 4, 64 * GIB),
+        (1 * GIB, False, 1, 1 * GIB),
+        (64 * GIB, True, 4, 2 * GIB),  # an emulated device keeps its tensors in the host's memory
+        (1 * GIB, True, 4, 1 * GIB),
+    ],
+)
+def test_the_room_is_that_of_the_memory_in_use(
+    monkeypatch: pytest.MonkeyPatch, device: int | None, emulated: bool, ranks: int, expected: int
+) -> None:
+    monkeypatch.setattr("gallium.engine.memory.available_bytes", lambda: 8 * GIB)
+    assert room(device, emulated=emulated, ranks=ranks) == expected
