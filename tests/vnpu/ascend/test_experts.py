@@ -125,7 +125,7 @@ def test_weight_bytes() -> None:
     values = COUNT * 3 * WIDTH * HIDDEN
     sizes = {p: experts.pack(up, down, ("linear", "linear"), setup(p)).nbytes for p in ("bfloat16", "int8", "int4")}  # type: ignore[arg-type]
     assert sizes["bfloat16"] == 2 * values
-    assert sizes["int8"] == values + 4 * COUNT * (2 * WIDTH + HIDDEN)
+    assert sizes["int8"] == values + (4 + 2) * COUNT * (2 * WIDTH + HIDDEN)
     assert sizes["int4"] == values // 2 + 2 * 2 * values // 32
 
 

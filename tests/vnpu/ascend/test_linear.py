@@ -10,7 +10,7 @@ from tests.models.memory_checkpoint import weight
 from tests.vnpu.ascend.weights import IntegerWeight, integers, product, static
 from tests.vnpu.support import called
 
-from gallium.backends.ascend import linear, soc
+from gallium.backends.ascend import heads, linear, soc
 from gallium.errors import BackendError
 from gallium.ops.handles import FloatArray, Precision, Role
 
@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_refused_with_the_reason() -> None:
 # -- heads and the gated MLP ----------------------------------------------------------------
 def test_heads_are_one_kernel_where_sizes_are_aligned() -> None:
     x, w = torch.from_numpy(floats(1, 5, 3, 32)), torch.from_numpy(floats(2, 3, 16, 32))
-    matrix = linear.pack_heads([weight(head) for head in w.numpy()], setup("float32", torch.float32))
+    matrix = heads.pack([weight(head) for head in w.numpy()], setup("float32", torch.float32))
     ours = x.to(DEVICE)
     with called() as names:
         y = matrix(ours)
@@ -246,11 +246,11 @@ def test_heads_are_one_kernel_where_sizes_are_aligned() -> None:
     [(3, 16, 32, ""), (3, 18, 32, "multiples of 16"), (3, 16, 24, "multiples of 16"), (2048, 16, 32, "65535")],
 )
 def test_heads_that_the_kernel_does_not_take(count: int, height: int, width: int, reason: str) -> None:
-    heads = [weight(np.zeros((height, width), np.float32))] * count
-    found = linear.head_refusal(heads, setup("float32"))
+    matrices = [weight(np.zeros((height, width), np.float32))] * count
+    found = heads.refusal(matrices, setup("float32"))
     assert (reason in found) if reason else not found
     old = linear.Setup(soc.find("Ascend310P3"), DEVICE, "float16", torch.float16)
-    assert "no npu_transpose_batchmatmul" in linear.head_refusal(heads, old)
+    assert "no npu_transpose_batchmatmul" in heads.refusal(matrices, old)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -125,19 +125,25 @@ class FloatGroups(Grouped):
 
 @dataclass(frozen=True)
 class Int8Groups(Grouped):
-    """W8A8: codes with a scale per expert and column, rows with a scale each."""
+    """W8A8: codes with a scale per expert and column, rows with a scale each.
+
+    With a bfloat16 result npu_grouped_matmul wants the scales in bfloat16 too (op-plugin's page, table 2), while
+    npu_dequant_swiglu_quant takes them in float32: both are kept.
+    """
 
     codes: Tensor  # [experts, in, out]
     scale: Tensor  # [experts, out], float32
+    rounded: Tensor  # the same in the type of the result, or float32 for float16
     dtype: torch.dtype
     kernel = "npu_grouped_matmul (int8)"
     takes_integers = True
 
     def __call__(self, rows: Tensor, row_scale: Tensor | None, counts: Tensor) -> Tensor:
-        """With a bfloat16 result the function wants the scales in bfloat16 too (op-plugin's page, table 2)."""
+        """One grouped product."""
         codes, scale = integers_of(rows, row_scale)
-        factor = self.scale.to(torch.bfloat16) if self.dtype == torch.bfloat16 else self.scale
-        return grouped(codes, self.codes, counts, scale=[factor], per_token_scale=[scale], output_dtype=self.dtype)
+        return grouped(
+            codes, self.codes, counts, scale=[self.rounded], per_token_scale=[scale], output_dtype=self.dtype
+        )
 
     def sums(self, rows: Tensor, counts: Tensor) -> Tensor:
         """The int32 sums alone."""
@@ -146,7 +152,7 @@ class Int8Groups(Grouped):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """Codes and scales."""
-        return self.codes, self.scale
+        return self.codes, self.scale, self.rounded
 
 
 @dataclass(frozen=True)
@@ -248,15 +254,17 @@ def _float(experts: Sequence[Sequence[Weight]], setup: Setup) -> Grouped:
 
 
 def _int8(experts: Sequence[Sequence[Weight]], setup: Setup) -> Grouped:
-    pieces = (int8_rows(e, setup.device, setup.dtype) for e in experts)
-    codes, scale = stacked(len(experts), ((c.t(), s[:, 0]) for c, s in pieces))
-    return Int8Groups(nz(codes, setup), scale, setup.dtype)
+    return _in_int8(len(experts), (int8_rows(e, setup.device, setup.dtype) for e in experts), setup)
 
 
 def _dynamic(experts: Sequence[Sequence[Weight]], setup: Setup) -> Grouped:
-    pieces = (integer_rows(e, setup.device) for e in experts)
-    codes, scale = stacked(len(experts), ((c.t(), s[:, 0]) for c, s in pieces))
-    return Int8Groups(nz(codes, setup), scale, setup.dtype)
+    return _in_int8(len(experts), (integer_rows(e, setup.device) for e in experts), setup)
+
+
+def _in_int8(count: int, pieces: Iterable[tuple[Tensor, Tensor]], setup: Setup) -> Grouped:
+    codes, scale = stacked(count, ((codes.t(), scale[:, 0]) for codes, scale in pieces))
+    rounded = scale if setup.dtype == torch.float16 else scale.to(setup.dtype)
+    return Int8Groups(nz(codes, setup), scale, rounded, setup.dtype)
 
 
 def _int4(experts: Sequence[Sequence[Weight]], setup: Setup) -> Grouped:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -31,7 +32,7 @@ from gallium.backends.ascend.weights import (
     quantisation,
     sizes,
 )
-from gallium.backends.torch.packing import host_tensor, stacked, stacked_each
+from gallium.backends.torch.packing import host_tensor, stacked
 from gallium.errors import BackendError
 from gallium.ops.handles import Precision, Role, Weight
 
@@ -41,6 +42,12 @@ WIDEST_INT8_PART = LONGEST_SIDE // 32 * 32  # blocks of int8 in NZ are 32 column
 PLAIN_ROLES = ("head", "embedding", "router")
 """Roles that stay plain floats `[out, in]`: `embed` reads rows of the first two, and npu_quant_matmul's operands end at
 65535, below the size of a GLM vocabulary; a router is float32."""
+
+
+@cache
+def one(device: torch.device) -> Tensor:
+    """The number 1 on the device."""
+    return torch.ones(1, device=device)
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,7 @@ class DynamicInt8(Matrix):
 
     def sums(self, rows: Tensor) -> Tensor:
         """The int32 sums alone: the scale of one is there because the function wants one."""
-        one = torch.ones(1, device=rows.device)
-        y: Tensor = torch_npu.npu_quant_matmul(rows, self.codes, one, output_dtype=torch.int32)
+        y: Tensor = torch_npu.npu_quant_matmul(rows, self.codes, one(rows.device), output_dtype=torch.int32)
         return y
 
 
@@ -340,43 +346,6 @@ def nz(x: Tensor, setup: Setup) -> Tensor:
         return x
     y: Tensor = torch_npu.npu_format_cast(x, NZ)
     return y
-
-
-# -- heads --------------------------------------------------------------------------
-HEAD_ALIGNMENT = 16  # of both sizes of a head's matrix, for npu_transpose_batchmatmul (op-plugin's page)
-
-
-@dataclass(frozen=True)
-class HeadMatrix:
-    """A matrix per head, for one kernel that reads and writes heads as they lie, without a copy in another order."""
-
-    weight: Tensor  # [heads, in, out]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """`[tokens, heads, in]` -> `[tokens, heads, out]`."""
-        if not x.shape[0]:
-            return x.new_empty((0, self.weight.shape[0], self.weight.shape[2]), dtype=self.weight.dtype)
-        y: Tensor = torch_npu.npu_transpose_batchmatmul(
-            x.to(self.weight.dtype), self.weight, perm_x1=[1, 0, 2], perm_x2=[0, 1, 2], perm_y=[1, 0, 2]
-        )
-        return y
-
-
-def head_refusal(heads: Sequence[Weight], setup: Setup) -> str:
-    """Why npu_transpose_batchmatmul does not take these heads; empty if it does."""
-    height, width = heads[0].shape
-    if not setup.chip.has("npu_transpose_batchmatmul"):
-        return f"{setup.chip.name} has no npu_transpose_batchmatmul"
-    if height % HEAD_ALIGNMENT or width % HEAD_ALIGNMENT:
-        return f"heads of {width} by {height}; both must be multiples of {HEAD_ALIGNMENT}"
-    if max(len(heads) * width, height) > LONGEST_SIDE:
-        return f"{len(heads)} heads of width {width} are more than {LONGEST_SIDE} together"
-    return ""
-
-
-def pack_heads(heads: Sequence[Weight], setup: Setup) -> HeadMatrix:
-    """Heads that `head_refusal` lets pass; they stay floats in every precision."""
-    return HeadMatrix(stacked_each([[head] for head in heads], setup.dtype, setup.device).transpose(1, 2).contiguous())
 
 
 # -- blocks -------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 import torch_npu
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gallium.backends.ascend import attention, experts, linear
+from gallium.backends.ascend import attention, experts, heads, linear
 from gallium.backends.ascend.cache import AscendPages, Fused, fused_for
 from gallium.backends.ascend.graphs import NpuGraphedStep
 from gallium.backends.ascend.plan import AscendPlan
@@ -105,9 +105,9 @@ class AscendOps(TorchOps):
 
     def pack_heads(self, weight: Sequence[Weight]) -> Linear:
         """`[heads, in, out]` for the kernel that reads heads as they lie, if it takes them."""
-        if linear.head_refusal(weight, self._setup):
+        if heads.refusal(weight, self._setup):
             return super().pack_heads(weight)
-        matrix = linear.pack_heads(weight, self._setup)
+        matrix = heads.pack(weight, self._setup)
         self._count(matrix.weight)
         return Linear(weight[0].shape[1], weight[0].shape[0], matrix)
 
@@ -142,7 +142,7 @@ class AscendOps(TorchOps):
 
     def head_linear(self, x: Array, w: Linear) -> Array:
         """npu_transpose_batchmatmul."""
-        return w.data(x) if isinstance(w.data, linear.HeadMatrix) else super().head_linear(x, w)
+        return w.data(x) if isinstance(w.data, heads.HeadMatrix) else super().head_linear(x, w)
 
     def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
         """npu_rms_norm."""

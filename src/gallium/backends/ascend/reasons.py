@@ -41,8 +41,8 @@ def op_reasons(chip: Soc, model: ModelFacts, precision: Precision) -> dict[str, 
     found["index_topk"] = _or_composed(cache.INDEXER, fused.indexer)
     found["all_reduce"] = found["all_gather"] = "HCCL, through torch.distributed"
     found["sample"] = (
-        "composed on the device: npu_top_k_top_p keeps all that equal the k-th and adds up from the least likely, which "
-        "is not the definition"
+        "composed on the device: npu_top_k_top_p keeps all that equal the k-th and adds up from the least likely, "
+        "which is not the definition"
     )
     found["route"], found["experts"] = _route(chip, model), _experts(precision)
     found["gqa"], found["gated_mlp"] = _gqa(chip), _gated_mlp(chip, precision)
