@@ -24,7 +24,7 @@ from gallium.errors import RankLost, UsageError
 
 log = logging.getLogger("gallium.engine")
 ROOT_CAUSE_S = 0.5  # when a rank fails, others that lost it fail too; the one that ended is soon known by its exit
-LAST_STEPS_S = 5.0  # for ranks to end by themselves
+LAST_WORDS_S = 20.0  # for ranks to end by themselves, with what they write at their exit
 
 
 class RankProcesses:
@@ -157,7 +157,7 @@ class RankProcesses:
             with contextlib.suppress(OSError):
                 connection.close()  # ends a rank that waits for orders
         if not now and self._reason is None:
-            deadline = time.monotonic() + LAST_STEPS_S
+            deadline = time.monotonic() + LAST_WORDS_S
             for watcher in self._watchers:
                 watcher.join(max(0.0, deadline - time.monotonic()))
         for process in self.processes:

@@ -86,8 +86,8 @@ class RankRunner(Runner):
                     if progress is not None and min(done.values()) > slowest:
                         progress(min(done.values()), message.total)
             return [loaded[rank] for rank in range(len(orders))]
-        except BaseException:
-            self.close()
+        except BaseException:  # Ctrl-C among them
+            processes.stop(now=True)
             raise
 
     def make_caches(self, num_blocks: int, block_size: int) -> None:
@@ -101,8 +101,8 @@ class RankRunner(Runner):
                 rank, message = processes.receive(set(ranks) - ready)
                 if isinstance(message, Ready):
                     ready.add(rank)
-        except BaseException:
-            self.close()
+        except BaseException:  # Ctrl-C among them
+            processes.stop(now=True)
             raise
         self._ready_since = time.monotonic()
 
