@@ -12,6 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from gallium.backends.ascend import attention, experts, heads, linear
 from gallium.backends.ascend.cache import AscendPages, Fused, fused_for
+from gallium.backends.ascend.exchange import Exchange
 from gallium.backends.ascend.graphs import NpuGraphedStep
 from gallium.backends.ascend.plan import AscendPlan
 from gallium.backends.ascend.reasons import activations, op_reasons
@@ -39,6 +40,7 @@ from gallium.ops.interface import OpReport
 Array: TypeAlias = Any
 """A torch.Tensor on the device; the seam's Tensor has fewer methods than torch's own type tells."""
 
+SHORT_ROW = 32  # bytes
 PREFILL_ROWS = 256  # from here on a product and its sum over ranks are one kernel: op-plugin's page, not for decoding
 
 
@@ -65,10 +67,14 @@ class AscendOps(TorchOps):
         self._has_swiglu = chip.has("npu_swiglu")
         self._has_swiglu_in_integers = chip.has("npu_dequant_swiglu_quant")
         self._has_add_rms_norm = chip.has("npu_add_rms_norm")
+        self._has_short_norms = chip.has("short_rms_norm")
         self._has_interleaved = chip.has("interleaved_rotary_mul")
         self._has_mrope = chip.has("npu_mrope")
         self._has_gating = chip.has("npu_moe_gating_top_k")
         self._communicator = self._find_communicator()
+        place = collectives.placement
+        shares = model.moe is not None and place.ep > 1 and place.dp > 1
+        self._exchange = Exchange(collectives, model, chip, self.dtype) if shares else None
 
     def _find_communicator(self) -> str:
         """The tensor-parallel group's name for kernels that talk to it themselves; empty where there are none."""
@@ -84,6 +90,8 @@ class AscendOps(TorchOps):
 
     def plan(self, step: Step) -> AscendPlan:
         """The step's arrays on the device, lengths on the host too."""
+        if self._exchange is not None:
+            self._exchange.agree(len(step.token_ids))
         return AscendPlan(step, self.device)
 
     def fixed_plan(self, step: Step, live: int) -> AscendPlan:
@@ -146,6 +154,8 @@ class AscendOps(TorchOps):
 
     def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
         """npu_rms_norm."""
+        if not self._has_short_norms and x.shape[-1] * x.element_size() < SHORT_ROW:
+            return super().rms_norm(x, gain, eps)
         found: Array = torch_npu.npu_rms_norm(x, self._gain(gain, x.dtype), eps)[0]
         return found
 
@@ -210,11 +220,13 @@ class AscendOps(TorchOps):
         return experts.route(logits, bias, spec)
 
     def experts(self, x: Array, weights: Array, ids: Array, w: Experts) -> Array:
-        """npu_moe_init_routing_v2, npu_grouped_matmul twice, npu_moe_finalize_routing."""
+        """npu_moe_init_routing_v2, npu_grouped_matmul twice, npu_moe_finalize_routing; or those that exchange."""
         placement, held = self.collectives.placement, w.num_experts
         x = x.to(self.dtype)
-        if placement.ep == 1 or placement.dp == 1:
+        if self._exchange is None:
             return experts.run(x, weights, ids, w.data, placement.ep_rank * held, held, held * placement.ep)
+        if self._exchange.fits:
+            return self._exchange.run(x, weights, ids, w.data)
 
         def products(rows: Array, local: Array) -> Array:
             return experts.alone(rows, local, w.data, held)
@@ -225,9 +237,12 @@ class AscendOps(TorchOps):
     def kv_write(self, k: Array, v: Array, cache: KvCache, plan: Any) -> None:
         """npu_scatter_pa_kv_cache."""
         pages: AscendPages = cache.data
-        if pages.fused.write or pages.grid is not None or not len(k):
+        if pages.fused.write or not len(k):
             super().kv_write(k, v, cache, plan)
             return
+        if pages.grid is not None:
+            k = caches.on_grid(k, pages.grid.k_scale, pages.grid.k_offset)
+            v = caches.on_grid(v, pages.grid.v_scale, pages.grid.v_offset)
         parts = [(x if x.dim() == 3 else x[:, None]).to(self.dtype).contiguous() for x in (k, v)]
         stores = [x if x.dim() == 4 else x[:, :, None] for x in (pages.k, pages.v)]
         slots = plan.slots(cache.block_size)
@@ -292,6 +307,6 @@ class AscendOps(TorchOps):
         """Which of torch_npu's functions serves each op, and where it is called."""
         reasons = op_reasons(self.chip, self.model, self.precision)
         return [
-            OpReport(row.op, "kernel" if reasons[row.op].startswith("npu_") else "composed", row.where)
+            OpReport(row.op, "composed" if reasons[row.op].startswith("composed") else "kernel", row.where)
             for row in super().explain()
         ]
