@@ -48,6 +48,7 @@ def test_places_are_those_of_the_model() -> None:
     assert places(found, "2") == [
         ("add", "add_rms_norm"), ("rms_norm", "norm_in"), ("linear", "attention.qkv"), ("rms_norm", "attention.q_gain"),
         ("rms_norm", "attention.k_gain"), ("rope", "gqa"), ("rope", "gqa #2"), ("attend", "gqa"),
+        ("kv_write", "gqa"),
         ("linear", "attention.out"), ("all_reduce", "row_linear"),
         ("add", "add_rms_norm #2"), ("rms_norm", "norm_post"), ("linear", "mlp.router"),
         ("route", "mlp.router_bias"), ("experts", "mlp.experts"),

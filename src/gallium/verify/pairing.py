@@ -21,8 +21,8 @@ from gallium.models.decoder import Model
 from gallium.ops.handles import Step
 from gallium.ops.interface import BLOCKS, CORE_OPS, Ops
 from gallium.ops.wrappers import watched_ops
-from gallium.verify.rounding import SHARPENING, WRITING, rounding_ops
-from gallium.verify.verdicts import Finding, Judge, choice_scores
+from gallium.verify.rounding import READING, SHARPENING, WRITING, rounding_ops
+from gallium.verify.verdicts import EXACT, Finding, Judge, choice_scores
 
 BEFORE, AFTER = "embedding", "head"  # what stands before the first layer, and after the last
 
@@ -97,6 +97,7 @@ class Pairing:
         self._fused = frozenset(watched_ops(tested)) - frozenset(CORE_OPS)
         self._chaining = chain
         self._inside: list[str] = []
+        self._written: list[Call] = []
         self._sites: Counter[tuple[str, str, str]] = Counter()
 
     def _facade(self) -> Ops:
@@ -116,6 +117,7 @@ class Pairing:
         """A step's plans, for `forward`; the steps differ in their blocks alone."""
         self.step, self.layer = tested, BEFORE
         self._sites.clear()
+        self._written.clear()
         planned = self.tested.plan(tested)
         theirs = self.other.plan(other)
         return Twin(theirs, planned, planned, theirs)
@@ -231,6 +233,7 @@ class Pairing:
 
     def _judge(self, op: str, names: Sequence[str], got: Any, wanted: Any, scores: Any, swayed: Any) -> None:
         if wanted is None:  # what was written shows in the op that reads it
+            self._written.append(Call(self.layer, op, self._site(op, names), tuple(self._inside), EXACT))
             return
         pairs = list(zip(got, wanted, strict=True)) if isinstance(wanted, tuple) else [(got, wanted)]
         ours = [np.asarray(self.tested.download(one)) for one, _ in pairs]
@@ -241,6 +244,10 @@ class Pairing:
         else:
             finding = self.judge.routing((ours[0], ours[1]), (theirs[0], theirs[1]), scores)
         self.calls.append(Call(self.layer, op, self._site(op, names), tuple(self._inside), finding))
+        if op in READING and finding.verdict != "wrong":  # else the reader is named, and what it has read is unknown
+            read = replace(finding, reason=f"{op} has read what it wrote: {finding.reason}")
+            self.calls += [call._replace(finding=read) for call in self._written if call.layer == self.layer]
+            self._written = [call for call in self._written if call.layer != self.layer]
 
 
 def pair_model(pairing: Pairing, tested: Model, other: Model) -> Model:

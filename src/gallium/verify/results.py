@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gallium import __version__
+from gallium.ops.interface import BLOCKS
 from gallium.verify.comparing import Answer, Comparison, LayerRow, LogitStats, OpRow
 from gallium.verify.faults import Outcome
 from gallium.verify.opening import Pair
@@ -75,10 +76,13 @@ def heading(pair: Pair, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[OpRow]) -> list[dict[str, Any]]:
-    """Per op: its worst verdict and where; in the order of the model."""
+    """Per op: its worst verdict and where; in the order of the model. Blocks that were composed are as their ops."""
     by_op: dict[str, list[OpRow]] = {}
     for row in rows:
         by_op.setdefault(row.op, []).append(row)
+    composed = {block for row in rows for block in row.inside} - by_op.keys()
+    for block in (one for one in BLOCKS if one in composed):
+        by_op[block] = [row for row in rows if block in row.inside]
     found = []
     for op, here in by_op.items():
         worst = max(here, key=lambda row: row.finding.gravity)
@@ -92,7 +96,7 @@ def summary(rows: Sequence[OpRow]) -> list[dict[str, Any]]:
             "allowed": _number(worst.finding.allowed),
             "worst_layer": worst.layer,
             "worst_site": worst.site,
-            "reason": worst.finding.reason,
+            "reason": f"composed: as {worst.op}" if op in composed else worst.finding.reason,
         })  # fmt: skip
     return found
 

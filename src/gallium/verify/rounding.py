@@ -18,6 +18,7 @@ from gallium.ops.tolerances import is_float
 
 SHARPENING = frozenset(("attend", "attend_latent", "gqa", "mla", "mla_sparse"))
 WRITING = frozenset(("kv_write", "index_write"))
+READING = frozenset(("attend", "attend_latent"))
 LEEWAY = 4.0  # one way of rounding is a sample: another's largest change may be some times as large
 
 
