@@ -63,7 +63,7 @@ def own_experts(
     here = (~elsewhere).flatten().nonzero()[:, 0]
     y = x.new_zeros((ids.numel(), x.shape[1]))
     y[here] = products(x.index_select(0, here // ids.shape[1]), local.flatten()[here][:, None])[:, 0]
-    return routing.weighted_sum(y.view(*ids.shape, -1), weights)
+    return routing.weighted_sum(y.view(*ids.shape, x.shape[1]), weights)
 
 
 def exchanged_experts(
