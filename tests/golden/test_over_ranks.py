@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.backends.torch.rank_processes import run_ranks
 from tests.golden import reexpress
-from tests.golden.rank_tokens import load
+from tests.golden.rank_tokens import TOKENS, load
 from tests.models.driving import greedy
 
 torch = pytest.importorskip("torch")
@@ -18,7 +18,10 @@ PROMPTS = [
     [1780, 314, 8263, 47, 198, 24037, 314, 253, 3075, 338],
     [788, 1838, 4649, 281, 253, 2000, 3118, 28, 665, 436],
 ]
-TOKENS = 24
+BACKENDS: dict[str, dict[str, str]] = {
+    "torch": {},
+    "ascend": {"GALLIUM_VNPU": "1", "GALLIUM_VNPU_DEVICES": "4", "TORCH_DEVICE_BACKEND_AUTOLOAD": "1"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +36,10 @@ def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return reexpress.write_glm4_moe(tmp_path_factory.mktemp("expressed") / "moe")
 
 
-def tokens_of(world: int, tp: int, ep: int, model: Path, meeting: Path) -> list[list[int]]:
+def tokens_of(world: int, tp: int, ep: int, model: Path, meeting: Path, backend: str) -> list[list[int]]:
     """Every rank's tokens."""
-    text = run_ranks(
-        "tests.golden.rank_tokens", world, meeting, str(tp), str(ep), str(model), json.dumps(PROMPTS), limit=600
-    )
+    order = (str(tp), str(ep), str(model), json.dumps(PROMPTS), backend)
+    text = run_ranks("tests.golden.rank_tokens", world, meeting, *order, limit=900, **BACKENDS[backend])
     told = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     assert len(told) == world, text[-6000:]
     rows = {each["qkv_rows"] for each in told}
@@ -45,14 +47,16 @@ def tokens_of(world: int, tp: int, ep: int, model: Path, meeting: Path) -> list[
     return [each["tokens"] for each in sorted(told, key=lambda each: each["rank"])]
 
 
-def test_nine_heads_over_three_ranks(tmp_path: Path, expected: list[list[int]]) -> None:
-    got = tokens_of(3, 3, 1, reexpress.default_gguf(), tmp_path / "meeting")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nine_heads_over_three_ranks(backend: str, tmp_path: Path, expected: list[list[int]]) -> None:
+    got = tokens_of(3, 3, 1, reexpress.default_gguf(), tmp_path / "meeting", backend)
     assert got == [expected[0]] * 3
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("world", [2, 4])
 def test_experts_over_ranks_that_serve_different_prompts(
-    world: int, moe: Path, tmp_path: Path, expected: list[list[int]]
+    world: int, backend: str, moe: Path, tmp_path: Path, expected: list[list[int]]
 ) -> None:
-    got = tokens_of(world, 1, world, moe, tmp_path / "meeting")
+    got = tokens_of(world, 1, world, moe, tmp_path / "meeting", backend)
     assert got == expected[:world]
