@@ -65,6 +65,7 @@ npu-smoke: ## try another torch_npu on the virtual NPU: make npu-smoke WHEEL=2.9
 
 docs: native ## rewrite the generated pages
 	$(TEST)/python tools/write_cli_docs.py
+	$(ON_VIRTUAL) $(TEST)/python -m tools.write_ascend_docs
 
 npu-coverage: native ## count what of PyTorch's operator database runs on the virtual NPU, into docs/npu-coverage.md
 	OMP_NUM_THREADS=1 $(TEST)/python -m tools.npu_coverage

@@ -104,7 +104,7 @@ def _silence_stdout() -> None:
 @click.version_option(__version__, prog_name="gallium", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Print tracebacks; may also stand after the command.")
 def cli(debug: bool) -> None:
-    """Run Z.ai's GLM language models on this machine: no CUDA, no torch.
+    """Run Z.ai's GLM language models on this machine: no CUDA.
 
     MODEL is a folder with config.json and *.safetensors, a .gguf file, or a hub name such as
     zai-org/glm-edge-1.5b-chat (fetched on first use). Without one, the embedded default model is used.
