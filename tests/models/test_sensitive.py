@@ -8,7 +8,7 @@ import numpy as np
 from tests.models.memory_checkpoint import ArrayWeight
 
 from gallium.checkpoints.checkpoint import finer_storages
-from gallium.engine.loading import sensitive_weights
+from gallium.engine.loading import matrix_roles
 from gallium.models.weights import Packer, Rows
 from gallium.ops.handles import Experts, Linear, Role, Weight
 from gallium.ops.reference import ReferenceOps
@@ -40,16 +40,19 @@ class Mixed:
     def names(self) -> list[str]:
         return []
 
+    def __init__(self, down: str = "Q6_K", rest: str = "Q4_K") -> None:
+        self.down, self.rest = down, rest
+
     def weight(self, name: str, index: int | None = None) -> ArrayWeight:
-        return ArrayWeight(name, np.zeros((4, 4), np.float32), "Q6_K" if "down" in name else "Q4_K")
+        return ArrayWeight(name, np.zeros((4, 4), np.float32), self.down if "down" in name else self.rest)
 
     def check(self, expected: object, ignored: object = ()) -> None:
         """Nothing is expected."""
 
 
-def roles(asked: str) -> list[Role]:
+def roles(asked: str, mixed: Mixed = Mixed(), integers: bool = False) -> list[Role]:  # noqa: B008 - never changed
     ops = Noting()
-    packer = Packer(Mixed(), ops, sensitive_weights("int4", asked))  # type: ignore[arg-type]
+    packer = Packer(mixed, ops, matrix_roles("int4", asked, integers=integers))  # type: ignore[arg-type]
     packer.linear([Rows("gate_proj", 4), Rows("up_proj", 4)], 4)
     packer.linear([Rows("down_proj", 4)], 4)
     packer.linear([Rows("down_head", 4)], 4, role="head")
@@ -65,7 +68,14 @@ def test_a_precision_that_was_asked_for_is_taken_at_its_word() -> None:
     assert roles("int4") == ["linear", "linear", "head", "linear", "linear"]
 
 
+def test_beside_integers_of_the_maker_floats_stay_floats() -> None:
+    """Head and embedding too; 8-bit integers in a 4-bit model are the finer ones."""
+    assert roles("auto", Mixed("BF16", "I4"), integers=True) == ["linear", "float", "float", "linear", "float"]
+    assert roles("auto", Mixed("I8", "I4"), integers=True) == ["linear", "sensitive", "head", "linear", "sensitive"]
+    assert roles("int4", Mixed("BF16", "I4"), integers=True) == ["linear", "linear", "head", "linear", "linear"]
+
+
 def test_which_codings_are_finer() -> None:
     assert finer_storages("float32") == frozenset()
     assert finer_storages("int8") == {"F32", "F16", "BF16"}
-    assert finer_storages("int4") == {"F32", "F16", "BF16", "Q8_0", "Q5_K", "Q6_K"}
+    assert finer_storages("int4") == {"F32", "F16", "BF16", "Q8_0", "Q5_K", "Q6_K", "I8"}

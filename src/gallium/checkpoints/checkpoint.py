@@ -20,6 +20,7 @@ PRECISION_OF: dict[str, Precision] = {
 }  # fmt: skip
 """The precision in which a coding is natural to run."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # most precise first
+INTEGERS = ("I8", "I4")
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -66,10 +67,15 @@ class Checkpoint:
     @property
     def stored_precision(self) -> Precision:
         """What precision "auto" means for this file: that of its integers, or of most bytes of its projections."""
-        for storage in ("I4", "I8"):
-            if any(tensor.storage == storage and tensor.decodable for tensor in self.tensors.values()):
-                return PRECISION_OF[storage]
+        integers = [t.storage for t in self.tensors.values() if t.decodable and t.storage in INTEGERS]
+        if integers:
+            return "int4" if "I4" in integers else "int8"
         return self._most_bytes(EMBEDDINGS) or self._most_bytes(()) or "float32"
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether the maker has quantised matrices to integers with scales of their own (`Weight.quantisation`)."""
+        return any(t.decodable and t.storage in INTEGERS for t in self.tensors.values())
 
     def _most_bytes(self, besides: Collection[str]) -> Precision | None:
         held: Counter[Precision] = Counter()

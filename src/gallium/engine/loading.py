@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gallium.checkpoints import Checkpoint
-from gallium.checkpoints.checkpoint import PRECISIONS, finer_storages
-from gallium.engine.memory import check_fits, device_bytes, room
+from gallium.checkpoints.checkpoint import INTEGERS, PRECISIONS, finer_storages
+from gallium.engine.memory import available_bytes, check_fits, device_bytes, room
 from gallium.errors import BackendError
 from gallium.models.catalog import expected_tensors, load_model
 from gallium.models.decoder import Model
 from gallium.models.sharding import local_spec
 from gallium.models.spec import ModelSpec
+from gallium.models.weights import RoleOf
 from gallium.ops.backend import Backend, Support
-from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision, Weight
+from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision, Role, Weight
 from gallium.settings import EngineSettings, PrecisionChoice
 
 Progress = Callable[[int, int], None]
@@ -41,17 +42,18 @@ def load(
     """Open the backend and pack the weights. Raises the errors of each part (errors.py)."""
     facts = local_spec(spec, placement).facts
     precision, support = choose_precision(backend, facts, settings.precision, checkpoint.stored_precision)
+    host = available_bytes() // placement.world  # now: once they are open, other ranks begin to fill it
     ops = backend.open(facts, precision, settings.threads, placement)
     weights = sum(math.prod(shape) for shape in expected_tensors(spec, checkpoint.names()).values())
     parts = placement.tp if placement.ep == 1 else placement.world
-    available = room(device_bytes(ops), emulated=backend.probe().emulated, ranks=placement.world)
+    available = room(device_bytes(ops), host, emulated=backend.probe().emulated)
     check_fits(weights // parts, precision, settings.kv_memory, available)
     model = load_model(
         checkpoint,
         spec,
         ops,
         releasing(checkpoint, progress),
-        sensitive=sensitive_weights(precision, settings.precision),
+        role_of=matrix_roles(precision, settings.precision, integers=checkpoint.has_integers),
         placement=placement,
     )
     return LoadedModel(model, precision, support)
@@ -68,14 +70,23 @@ def releasing(checkpoint: Checkpoint, progress: Progress | None) -> Progress:
     return report
 
 
-def sensitive_weights(precision: Precision, asked: PrecisionChoice) -> Callable[[Sequence[Weight]], bool]:
-    """Which projections stay finer than `precision`.
+def matrix_roles(precision: Precision, asked: PrecisionChoice, *, integers: bool = False) -> RoleOf:
+    """Which matrices stay finer than `precision`.
 
-    A file that mixes codings has its most sensitive matrices in the finer ones. A precision that was asked for is taken
-    at its word.
+    A file that mixes codings has its most sensitive matrices in the finer ones. One with `integers` of its maker's has
+    matrices in floating point that the maker did not want to be quantised, embedding and head among them. A precision
+    that was asked for is taken at its word.
     """
-    finer = finer_storages(precision) if asked == "auto" else frozenset()
-    return lambda weights: any(weight.storage in finer for weight in weights)
+    finer = finer_storages(precision)
+
+    def role_of(weights: Sequence[Weight], role: Role) -> Role:
+        if asked != "auto" or role == "router":
+            return role
+        if integers and any(weight.storage not in INTEGERS for weight in weights):
+            return "float"
+        return "sensitive" if role == "linear" and any(weight.storage in finer for weight in weights) else role
+
+    return role_of
 
 
 def choose_precision(

@@ -12,7 +12,7 @@ from gallium.models.decoder import Model
 from gallium.models.family import Family
 from gallium.models.sharding import local_spec, share
 from gallium.models.spec import ModelSpec
-from gallium.models.weights import CheckpointLike, Packer, Rows, Sensitive, Source, Survey
+from gallium.models.weights import CheckpointLike, Packer, RoleOf, Rows, Source, Survey
 from gallium.ops.handles import ALONE, Linear, Placement, Tensor
 from gallium.ops.interface import Ops
 
@@ -57,13 +57,13 @@ def load_model(
     ops: Ops,
     progress: Callable[[int, int], None] | None = None,
     *,
-    sensitive: Sensitive = lambda weights: False,
+    role_of: RoleOf = lambda weights, role: role,
     placement: Placement = ALONE,
 ) -> Model:
     """Check the checkpoint's names and shapes, then pack it layer by layer: all of it, or one rank's part.
 
     `spec` is that of the whole model; the Model that comes back has the rank's own (`sharding.local_spec`), and only
-    the rank's part is read. `sensitive(weights)` picks projections that a backend should keep more precise than the
+    the rank's part is read. `role_of(weights, role)` picks projections that a backend should keep more precise than the
     model. `progress(done, total)` is called after embedding and head, and after every layer. Raises what
     `sharding.check_divides` raises, and CheckpointError, before anything is read, naming all missing, unused and
     wrongly shaped tensors.
@@ -71,7 +71,7 @@ def load_model(
     local = local_spec(spec, placement)
     names = frozenset(checkpoint.names())
     checkpoint.check(expected_tensors(spec, names), ignored_tensors(spec, names))
-    packer = Packer(checkpoint, ops, sensitive, placement)
+    packer = Packer(checkpoint, ops, role_of, placement)
     embedding, norm, head = take_ends(packer, spec, own_head=has_own_head(checkpoint, spec, names, placement))
     layers = []
     for index in range(spec.num_layers):

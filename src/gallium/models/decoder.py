@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gallium.models.spec import ModelSpec
-from gallium.ops.handles import Experts, KvCache, Linear, Tensor
+from gallium.ops.handles import Experts, KvCache, KvGrid, Linear, Tensor
 from gallium.ops.interface import Ops, Plan
 
 
@@ -18,6 +18,7 @@ class GqaWeights:
     out: Linear
     q_gain: Tensor | None = None  # [head_dim]; both or none
     k_gain: Tensor | None = None
+    kv_grid: KvGrid | None = None  # calibrated for an 8-bit cache of this layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class Model:
 
     def make_caches(self, num_blocks: int, block_size: int) -> list[KvCache]:
         """One empty paged cache per layer."""
-        return [self.ops.make_kv_cache(self.spec.attention, num_blocks, block_size) for _ in self.layers]
+        make, spec = self.ops.make_kv_cache, self.spec.attention
+        return [make(spec, num_blocks, block_size, layer.attention.kv_grid) for layer in self.layers]
 
     def forward(self, plan: Plan, caches: Sequence[KvCache]) -> Tensor:
         """Run one planned step and extend the caches by it -> logits `[logit rows, vocab]`."""

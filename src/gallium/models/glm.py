@@ -27,6 +27,7 @@ def attention(source: Source, spec: ModelSpec, index: int) -> GqaWeights:
         out=source.linear(out, width, bias=spec.out_bias, cut="columns"),
         q_gain=source.vector(at + "q_norm.weight", a.head_dim) if spec.qk_norm else None,
         k_gain=source.vector(at + "k_norm.weight", a.head_dim) if spec.qk_norm else None,
+        kv_grid=source.kv_grid(at, a.num_kv_heads, a.head_dim, a.v_head_dim),
     )
 
 

@@ -8,11 +8,13 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from gallium.models.columns import Columns
 from gallium.models.sharding import share
-from gallium.ops.handles import ALONE, FloatArray, Placement, Role, Weight
+from gallium.ops.handles import ALONE, FloatArray, KvGrid, Placement, Role, Weight
 from gallium.ops.interface import Ops
 
-Sensitive: TypeAlias = Callable[[Sequence[Weight]], bool]
-
+RoleOf: TypeAlias = Callable[[Sequence[Weight], Role], Role]
+"""The role in which the matrices of one projection are packed, given what it is for."""
+KV_SCALES = ("k_proj.kv_cache_scale", "k_proj.kv_cache_offset", "v_proj.kv_cache_scale", "v_proj.kv_cache_offset")
+"""Tensors of a layer whose keys and values have a calibrated grid, in the order of KvGrid."""
 
 Cut: TypeAlias = Literal["none", "rows", "columns"]
 """What of a projection one rank of a tensor-parallel group holds: all, some outputs, or some inputs."""
@@ -75,6 +77,10 @@ class Source(ABC):
     def experts(self, prefix: str, count: int, hidden: int, width: int) -> Any:
         """The routed experts below `prefix`, whether they are stored packed or one by one."""
 
+    @abstractmethod
+    def kv_grid(self, prefix: str, heads: int, k_dim: int, v_dim: int) -> KvGrid | None:
+        """The grid of a layer's keys and values, if the file has one below `prefix`."""
+
     def gate_up(self, prefix: str, width: int, *, fused: bool) -> list[Rows]:
         """gate and up below `prefix` as the file has them; if it lacks both, as the family writes them."""
         if prefix + "gate_up_proj.weight" in self.names:
@@ -121,24 +127,26 @@ class Survey(Source):
             self.expected[f"{prefix}{expert}.up_proj.weight"] = (width, hidden)
             self.expected[f"{prefix}{expert}.down_proj.weight"] = (hidden, width)
 
+    def kv_grid(self, prefix: str, heads: int, k_dim: int, v_dim: int) -> KvGrid | None:
+        """Note its four vectors if there is one of them."""
+        if any(prefix + name in self.names for name in KV_SCALES):
+            for name, dim in zip(KV_SCALES, (k_dim, k_dim, v_dim, v_dim), strict=True):
+                self.expected[prefix + name] = (heads * dim,)
+        return None
+
 
 class Packer(Source):
     """Hands the tensors, or one rank's part of them, to a backend, which reads them while it packs.
 
-    `sensitive(weights)` tells of the matrices of one projection that they should stay more precise than the model.
+    `role_of(weights, role)` tells of the matrices of one projection whether they stay more precise than the model.
     """
 
-    def __init__(
-        self, checkpoint: CheckpointLike, ops: Ops, sensitive: Sensitive, placement: Placement = ALONE
-    ) -> None:
+    def __init__(self, checkpoint: CheckpointLike, ops: Ops, role_of: RoleOf, placement: Placement = ALONE) -> None:
         super().__init__(checkpoint.names())
         self.checkpoint = checkpoint
         self.ops = ops
         self.placement = placement
-        self._sensitive = sensitive
-
-    def _role(self, weights: Sequence[Weight], role: Role = "linear") -> Role:
-        return "sensitive" if role == "linear" and self._sensitive(weights) else role
+        self._role_of = role_of
 
     def linear(
         self, rows: Sequence[Rows], width: int, *, bias: bool = False, role: Role = "linear", cut: Cut = "none"
@@ -147,7 +155,7 @@ class Packer(Source):
         weights = [self.checkpoint.weight(module.module + ".weight") for module in rows]
         bias = bias and (cut != "columns" or self.placement.tp_rank == 0)
         biases = [self.checkpoint.weight(module.module + ".bias") for module in rows] if bias else []
-        role = self._role(weights, role)
+        role = self._role_of(weights, role)
         if self.placement.tp > 1 and cut == "rows":
             held = [module.held(self.placement) for module in rows]
             weights, biases = rows_of(weights, held), rows_of(biases, held)
@@ -172,11 +180,23 @@ class Packer(Source):
             modules = [Rows(f"{prefix}{part}", width) for part in ("gate_proj", "up_proj")]
             gate_up = [[weight(f"{prefix}{e}.gate_proj.weight"), weight(f"{prefix}{e}.up_proj.weight")] for e in held]
             down = [weight(f"{prefix}{e}.down_proj.weight") for e in held]
-        roles = self._role([part for parts in gate_up for part in parts]), self._role(down)
+        roles = self._role_of([part for parts in gate_up for part in parts], "linear"), self._role_of(down, "linear")
         if self.placement.tp > 1 and self.placement.ep == 1:
             rows = [module.held(self.placement) for module in modules]
             gate_up, down = [rows_of(parts, rows) for parts in gate_up], [self._columns(part) for part in down]
         return self.ops.pack_experts(gate_up, down, roles)
+
+    def kv_grid(self, prefix: str, heads: int, k_dim: int, v_dim: int) -> KvGrid | None:
+        """Read the numbers of the heads that this rank holds."""
+        if prefix + KV_SCALES[0] not in self.names:
+            return None
+        held = share(heads, self.placement.tp, self.placement.tp_rank)
+        values = [self.checkpoint.weight(prefix + name).float32() for name in KV_SCALES]
+        shaped = [
+            v.reshape(heads, dim)[held.start : held.stop]
+            for v, dim in zip(values, (k_dim, k_dim, v_dim, v_dim), strict=True)
+        ]
+        return KvGrid(*shaped)
 
     def _columns(self, weight: Weight) -> Weight:
         columns = share(weight.shape[1], self.placement.tp, self.placement.tp_rank)
