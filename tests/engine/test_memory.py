@@ -234,18 +234,14 @@ def test_every_plan_keeps_its_promises(asked: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "emulated", "ranks", "expected"),
+    ("device", "host", "emulated", "expected"),
     [
-        (None, False, 1, 8 * GIB),
-        (None, False, 4, 2 * GIB),  # ranks on the CPU share the host's memory
-        (64 * GIB, False, 4, 64 * GIB),
-        (1 * GIB, False, 1, 1 * GIB),
-        (64 * GIB, True, 4, 2 * GIB),  # an emulated device keeps its tensors in the host's memory
-        (1 * GIB, True, 4, 1 * GIB),
+        (None, 2 * GIB, False, 2 * GIB),
+        (64 * GIB, 2 * GIB, False, 64 * GIB),
+        (1 * GIB, 2 * GIB, False, 1 * GIB),
+        (64 * GIB, 2 * GIB, True, 2 * GIB),  # an emulated device keeps its tensors in the host's memory
+        (1 * GIB, 2 * GIB, True, 1 * GIB),
     ],
 )
-def test_the_room_is_that_of_the_memory_in_use(
-    monkeypatch: pytest.MonkeyPatch, device: int | None, emulated: bool, ranks: int, expected: int
-) -> None:
-    monkeypatch.setattr("gallium.engine.memory.available_bytes", lambda: 8 * GIB)
-    assert room(device, emulated=emulated, ranks=ranks) == expected
+def test_the_room_is_that_of_the_memory_in_use(device: int | None, host: int, emulated: bool, expected: int) -> None:
+    assert room(device, host, emulated=emulated) == expected

@@ -115,7 +115,7 @@ def _random(shape: str, settings: EngineSettings) -> Iterator[Subject]:
     from gallium.cli.work import Work
     from gallium.engine.assembly import start_engine
     from gallium.engine.loading import choose_precision
-    from gallium.engine.memory import check_fits, device_bytes, room
+    from gallium.engine.memory import available_bytes, check_fits, device_bytes, room
     from gallium.models.catalog import load_model
     from gallium.models.config import read_spec
     from gallium.ops.backend import choose, installed
@@ -125,7 +125,9 @@ def _random(shape: str, settings: EngineSettings) -> Iterator[Subject]:
     _refuse_emulated(backend.probe().emulated, backend.name)
     precision, _ = choose_precision(backend, spec.facts, settings.precision, "bfloat16")
     ops = backend.open(spec.facts, precision, settings.threads)
-    check_fits(Work.of(spec).total, precision, settings.kv_memory, room(device_bytes(ops), emulated=False))
+    check_fits(
+        Work.of(spec).total, precision, settings.kv_memory, room(device_bytes(ops), available_bytes(), emulated=False)
+    )
     with ProgressBar("making up weights") as bar:
         model = load_model(RandomCheckpoint(spec), spec, ops, bar)
     engine, kv, block_size = start_engine(model, None, settings)

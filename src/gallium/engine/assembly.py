@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gallium.checkpoints import Checkpoint, open_checkpoint, resolve_model
 from gallium.engine.async_engine import Engine, EngineLimits
 from gallium.engine.loading import LoadedModel, Progress, load
-from gallium.engine.memory import KvPlan, device_bytes, plan_kv, room, show_bytes
+from gallium.engine.memory import KvPlan, available_bytes, device_bytes, plan_kv, room, show_bytes
 from gallium.engine.rank_messages import Loaded
 from gallium.engine.rank_runner import RankRunner, placements
 from gallium.engine.runner import ModelRunner, Runner, decode_sizes
@@ -159,7 +159,9 @@ def start_engine(model: Model, text: Tokenizer | None, settings: EngineSettings,
     ops, spec = model.ops, model.spec
     block_size = settings.block_size or ops.block_size
     block_bytes = ops.kv_block_bytes(spec.attention, block_size) * spec.num_layers
-    kv = size_cache(spec, settings, block_bytes, block_size, room(device_bytes(ops), emulated=emulated))
+    kv = size_cache(
+        spec, settings, block_bytes, block_size, room(device_bytes(ops), available_bytes(), emulated=emulated)
+    )
     sizes = decode_sizes(settings.max_batch) if settings.graphs else ()
     runner = ModelRunner(model, ops, model.make_caches(kv.num_blocks, block_size), sizes)
     engine = make_engine(runner, spec, text, kv, block_size, settings)
@@ -181,12 +183,13 @@ def start_ranks(
     try:
         ranks = runner.load(progress)
         first, emulated = ranks[0], backend.probe().emulated
+        host = available_bytes() // len(ranks)
         kv = size_cache(
             spec,
             settings,
             max(rank.block_bytes for rank in ranks),
             first.block_size,
-            min(room(rank.free_bytes, emulated=emulated, ranks=len(ranks)) for rank in ranks),
+            min(room(rank.free_bytes, host, emulated=emulated) for rank in ranks),
         )
         runner.make_caches(kv.num_blocks, first.block_size)
         engine = make_engine(runner, spec, text, kv, first.block_size, settings)

@@ -65,16 +65,14 @@ def device_bytes(ops: Ops) -> int | None:
     return ops.free_bytes() if isinstance(ops, KnowsFreeMemory) else None
 
 
-def room(device: int | None, *, emulated: bool, ranks: int = 1) -> int:
-    """Memory that one of `ranks` processes can get for weights and KV cache, given what its device has left.
+def room(device: int | None, host: int, *, emulated: bool) -> int:
+    """Memory for weights and KV cache, given what the device has left and this process's share of the host's.
 
-    Without a device's own memory (None) it is an equal share of the host's. That of an emulated device is the host's
-    too, whatever the device says.
+    A device without memory of its own (None) uses the host's, and so does an emulated one, whatever it says.
     """
-    if device is not None and not emulated:
-        return device
-    host = available_bytes() // ranks
-    return host if device is None else min(device, host)
+    if device is None:
+        return host
+    return min(device, host) if emulated else device
 
 
 def _cgroup_rooms(root: Path) -> list[int]:

@@ -19,7 +19,7 @@ from gallium.errors import EngineDead, GalliumError, RankLost
 from gallium.ops.handles import Placement
 from gallium.settings import EngineSettings
 
-COMMAND = (sys.executable, "-m", "gallium.engine.rank")
+COMMAND = (sys.executable, "-P", "-m", "gallium.engine.rank")  # -P: the working directory may hold a select.py
 PATIENCE_S = 600.0  # the longest silence of a rank: a first step may have to compile its kernels
 MOST_RESTARTS = 3  # in a row, each less than STEADY_S after the one before
 STEADY_S = 60.0
