@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from tests.models.integer_checkpoint import Integers
 
 from gallium.checkpoints.formats import FORMATS
 from gallium.checkpoints.tensor import StoredTensor
@@ -65,32 +63,7 @@ def test_a_coding_that_nobody_knows_is_refused() -> None:
 # -- integers with scales -----------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Integers:
-    """A quantised Weight."""
-
-    codes: NDArray[np.int8]
-    quantisation: Quantisation
-    name: str = "w"
-    storage: str = "I8"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.codes.shape
-
-    def raw(self) -> NDArray[np.uint8]:
-        return self.codes.view(np.uint8).reshape(-1)
-
-    def float32(self, start: int = 0, stop: int | None = None) -> FloatArray:
-        scale = np.repeat(self.quantisation.scale, self.shape[1] // self.quantisation.scale.shape[1], axis=1)
-        return (self.codes.astype(np.float32) * scale)[start:stop]
-
-    def rows(self, start: int, stop: int) -> Integers:
-        of = {name: getattr(self.quantisation, name)[start:stop] for name in ("scale", "output_scale", "correction")}
-        return replace(self, codes=self.codes[start:stop], quantisation=replace(self.quantisation, **of))
-
-
-def integers(rows: int, columns: int, groups: int) -> Integers:
+def drawn(rows: int, columns: int, groups: int) -> Integers:
     rng = np.random.default_rng(rows + columns + groups)
     scale = rng.uniform(0.5, 2, (rows, groups)).astype(np.float32)
     codes = rng.integers(-128, 128, (rows, columns)).astype(np.int8)
@@ -108,7 +81,7 @@ def decode(part: Columns) -> FloatArray:
 
 @given(st.sampled_from([1, 2, 4, 8]), st.sampled_from([(0, 16), (0, 8), (8, 12), (4, 6), (3, 16)]))
 def test_scales_go_with_their_groups(groups: int, cut: tuple[int, int]) -> None:
-    whole = integers(6, 16, groups)
+    whole = drawn(6, 16, groups)
     part = Columns(whole, range(*cut))
     expected = whole.float32()[:, slice(*cut)]
     np.testing.assert_array_equal(decode(part), expected)
@@ -121,7 +94,7 @@ def test_scales_go_with_their_groups(groups: int, cut: tuple[int, int]) -> None:
 
 
 def test_of_columns_that_are_added_up_one_carries_the_correction() -> None:
-    whole = integers(6, 16, 1)
+    whole = drawn(6, 16, 1)
     how = whole.quantisation
     x = np.random.default_rng(0).integers(-128, 128, 16)
     expected = whole.codes.astype(np.int64) @ x + how.correction
