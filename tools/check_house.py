@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MAX_FILE, MAX_FUNCTION = 400, 60
 NEUTRAL = ("src/gallium/ops/interface.py", "src/gallium/models/", "src/gallium/engine/", "src/gallium/server/",
-           "src/gallium/text/")  # fmt: skip
+           "src/gallium/text/", "src/gallium/verify/")  # fmt: skip
 WITH_TORCH = (
     "src/gallium/vnpu/",
     "src/gallium/backends/torch/",

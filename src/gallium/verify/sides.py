@@ -30,7 +30,7 @@ class Side:
 
     @property
     def label(self) -> str:
-        """`ascend (EMULATED), bfloat16`."""
+        """`cpu (EMULATED), bfloat16`."""
         return f"{self.backend}{' (EMULATED)' if self.emulated else ''}, {self.precision}"
 
 
