@@ -10,6 +10,8 @@ from tests.models.driving import Driver
 from tests.vnpu.ascend import models
 
 from gallium.backends.ascend.graphs import NpuGraphedStep
+from gallium.backends.torch.graphs import pad
+from gallium.backends.torch.plan import DUMMY_PAGE, FIRST_PAGE
 from gallium.models.decoder import Model
 from gallium.ops.handles import FloatArray, Precision, Step
 
@@ -77,7 +79,18 @@ def test_padding_writes_to_no_block_of_a_sequence() -> None:
     used = sorted(block for table in captured.tables.values() for block in table)
     pages = captured.caches[0].data.k
     touched = [int(i) for i in np.flatnonzero(pages.abs().flatten(1).sum(1).float().cpu().numpy())]
-    assert touched == [1, *(block + 2 for block in used)]  # page 1 is the dummy's
+    assert touched == [DUMMY_PAGE, *(block + FIRST_PAGE for block in used)]
+
+
+def test_padding_writes_no_slot_twice() -> None:
+    """Which the kernel leaves undefined."""
+    model = models.load("glm")
+    driver = Driver(model, 8, 16)
+    driver.step({"a": [3, 1]})
+    plan = model.ops.fixed_plan(pad(driver.describe({"a": [4]}), 8, 4), 1)
+    slots = plan.slots(16).tolist()
+    assert slots[0] == (driver.tables["a"][0] + FIRST_PAGE) * 16 + 2
+    assert slots[1:] == [DUMMY_PAGE * 16 + i for i in range(7)]
 
 
 def test_long_and_mixed_steps_are_not_captured() -> None:

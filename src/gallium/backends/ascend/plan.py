@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gallium.backends.torch.plan import TorchPlan, put, rope_table, sent
+from gallium.backends.torch.plan import DUMMY_PAGE, TorchPlan, put, rope_table, sent
 from gallium.ops.handles import IntArray, RopeSpec, Step
 
 Form: TypeAlias = tuple[RopeSpec, int, torch.dtype]
@@ -45,6 +45,13 @@ class AscendPlan(TorchPlan):
     def _read_lengths(self) -> None:
         self.lengths: list[int] = self.step.context_lens.tolist()
         self.query_ends: list[int] = self.step.query_start[1:].tolist()
+
+    def _host_slots(self, block_size: int) -> NDArray[np.int64]:
+        """Padding goes to different slots of the dummy page: npu_scatter_pa_kv_cache wants no slot twice."""
+        slots = super()._host_slots(block_size)
+        padding = np.arange(len(slots) - int(self.step.query_start[self.live]))
+        slots[len(slots) - len(padding) :] = DUMMY_PAGE * block_size + padding % block_size
+        return slots
 
     @property
     def one_each(self) -> bool:
