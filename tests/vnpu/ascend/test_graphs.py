@@ -99,3 +99,14 @@ def test_long_and_mixed_steps_are_not_captured() -> None:
     captured.step(PROMPTS)
     captured.step({"a": [1], "b": [1, 2]})
     assert not captured.graphs.recorded
+
+
+@pytest.mark.parametrize(
+    ("precision", "block_size", "limited"), [("bfloat16", 128, False), ("bfloat16", 4, True), ("float32", 128, True)]
+)
+def test_only_composed_attention_limits_how_many_keys_a_graph_has(
+    precision: Precision, block_size: int, limited: bool
+) -> None:
+    """Which gathers them all, as wide as the longest context."""
+    model = models.load("glm", precision)
+    assert (Captured(model, block_size).graphs.most_keys is not None) == limited

@@ -61,6 +61,7 @@ class AscendOps(TorchOps):
         if chip.has("NPUGraph") and not (collectives.placement.ep > 1 and collectives.placement.dp > 1):
             self.step_graphs = NpuGraphedStep
         torch_npu.npu.config.allow_internal_format = chip.has("nz_weights")
+        self.fuses_decoding = False  # whether one kernel attends in a decode step over the caches made last
         self._setup = linear.Setup(chip, device, precision, self.dtype)
         self._gains: Any = WeakTensorKeyDictionary()
         self._mask = attention.triangle(device) if chip.has("npu_fused_infer_attention_score") else None
@@ -98,12 +99,6 @@ class AscendOps(TorchOps):
         """A plan for a graph."""
         return AscendPlan(step, self.device, fixed=True, live=live)
 
-    @property
-    def fuses_decoding(self) -> bool:
-        """Whether one kernel attends in a decode step, with caches of the size that suits this backend."""
-        fused = fused_for(self.chip, self.dtype, self.model.attention, self.block_size)
-        return not (fused.decode and fused.latent)
-
     # -- packing --------------------------------------------------------------------
     def pack_linear(self, parts: Sequence[Weight], bias: Sequence[Weight] = (), role: Role = "linear") -> Linear:
         """A Matrix that knows its kernel, see `linear.py`."""
@@ -136,6 +131,7 @@ class AscendOps(TorchOps):
         """Pages of zeros, and which fused operators take them."""
         pages = caches.make_pages(spec, num_blocks, block_size, self.dtype, self.device, grid)
         fused = fused_for(self.chip, self.dtype, spec, block_size)
+        self.fuses_decoding = not (fused.decode and fused.latent)
         return KvCache(num_blocks, block_size, AscendPages(pages.k, pages.v, pages.index, pages.grid, fused=fused))
 
     # -- rows -------------------------------------------------------------------------
