@@ -154,7 +154,7 @@ def test_support_answers_for_every_op_with_a_reason(backend: Backend, precision:
     assert [row.op for row in rows] == list(op_names())
     assert all(row.reason for row in rows)
     if any(row.status == "unsupported" for row in rows):
-        with pytest.raises(BackendError, match=precision):
+        with pytest.raises(BackendError, match=precision if backend.probe().available else None):
             backend.open(FACTS, precision)
     else:
         assert isinstance(backend.open(FACTS, precision), Ops)
