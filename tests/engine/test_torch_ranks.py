@@ -114,9 +114,9 @@ def test_what_a_rank_or_its_place_refuses(folder: Path) -> None:
 
 def test_the_engines_own_process_does_without_torch(folder: Path) -> None:
     program = (
-        "import sys; from gallium import LLM\n"
+        "import sys; from gallium import LLM, SamplingParams\n"
         f"with LLM({str(folder)!r}, backend='torch', tp=2, kv_memory='8MiB') as llm:\n"
-        "    llm.generate(prompt_token_ids=[1])\n"
+        "    llm.generate(prompt_token_ids=[1], params=SamplingParams(max_tokens=2))\n"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
