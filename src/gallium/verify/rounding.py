@@ -14,12 +14,19 @@ import numpy as np
 from gallium.errors import BackendError
 from gallium.ops.handles import FloatArray, Precision
 from gallium.ops.interface import BLOCKS, CORE_OPS, Ops
-from gallium.ops.tolerances import is_float
+from gallium.ops.tolerances import TOLERANCES, is_float
 
 SHARPENING = frozenset(("attend", "attend_latent", "gqa", "mla", "mla_sparse"))
 WRITING = frozenset(("kv_write", "index_write"))
 READING = frozenset(("attend", "attend_latent"))
 LEEWAY = 4.0  # one way of rounding is a sample: another's largest change may be some times as large
+
+
+def leeway(op: str, precision: Precision) -> float:
+    """How many times the change by rounding is allowed. A block has products in it, which 8 or 4 bits round further."""
+    width: Precision = "float16" if precision == "float16" else "bfloat16"
+    ratio = TOLERANCES["linear", precision].rtol / TOLERANCES["linear", width].rtol
+    return LEEWAY * (ratio if op in BLOCKS else 1.0)
 
 
 def rounded(values: FloatArray, precision: Precision) -> FloatArray:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from gallium.ops.handles import FloatArray, MoeSpec, Precision
 from gallium.ops.reference import sigmoid, softmax
 from gallium.ops.tolerances import TOLERANCES, is_float, row_scale
-from gallium.verify.rounding import LEEWAY
+from gallium.verify.rounding import leeway
 
 Verdict = Literal["pass", "drift", "wrong"]
 VERDICTS: tuple[Verdict, ...] = ("pass", "drift", "wrong")
@@ -99,7 +99,9 @@ class Judge:
         exact: list[Precision] = ["float32"] * len(sides)
         fine, coarse = (self._allowed(op, rules, scale, growth) for rules in (exact, sides))
         if swayed is not None and np.isfinite(swayed).all():
-            coarse = coarse + LEEWAY * np.abs(swayed - wanted.astype(np.float64)).max(axis=-1, keepdims=True)
+            coarse = coarse + leeway(op, self.tested) * np.abs(swayed - wanted.astype(np.float64)).max(
+                axis=-1, keepdims=True
+            )
         excess = np.divide(difference, coarse, out=np.where(difference > 0, math.inf, 0.0), where=coarse > 0)
         at = np.unravel_index(int(excess.argmax()), excess.shape)
         beyond = int((excess > 1).sum())
@@ -132,7 +134,9 @@ class Judge:
             return f"{beyond} of {difference.size} elements differ too much{kind}"
         if verdict == "pass":
             return MEANING["pass"]
-        return "; ".join(dict.fromkeys(TOLERANCES[op, side].reason for side in self.sides if side != "float32"))
+        reasons = dict.fromkeys(TOLERANCES[op, side].reason for side in self.sides if side != "float32")
+        strays = f"; {beyond} of {difference.size} elements stray beyond that" if beyond else ""
+        return "; ".join(reasons) + strays
 
     def routing(
         self, got: tuple[FloatArray, Any], wanted: tuple[FloatArray, Any], choice: NDArray[np.float64]
