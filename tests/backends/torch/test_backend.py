@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 import torch
 from tests.conformance.targets import facts
-from tests.models.memory_checkpoint import weight
+from tests.models.driving import Driver
+from tests.models.memory_checkpoint import random_checkpoint, weight
 from tests.models.small_specs import spec_of
 
 from gallium.backends.torch.backend import TorchBackend
 from gallium.errors import BackendError, UsageError
+from gallium.models.catalog import load_model
 from gallium.ops.backend import choose, installed
 from gallium.ops.handles import Placement
 from gallium.ops.machine import Describes, KnowsFreeMemory, KnowsWeightBytes
+from gallium.ops.reference import ReferenceOps
+from gallium.ops.wrappers import checked
 
 module = import_module("gallium.backends.torch.backend")  # in the package that name is the backend itself
 
@@ -136,6 +140,15 @@ def test_weights_that_float16_cannot_hold_are_refused() -> None:
     ops = TorchBackend().open(facts(), "float16")
     with pytest.raises(BackendError, match="proj has values beyond 65504"):
         ops.pack_linear([weight(np.full((2, 3), 1e5), "big.proj")])
+
+
+@pytest.mark.parametrize("name", ["glm-odd", "glm4_moe-even"])
+def test_every_op_inside_a_float16_model_is_the_reference_s(name: str) -> None:
+    spec = spec_of(name)
+    ops = checked(TorchBackend().open(spec.facts, "float16"), ReferenceOps(), "float16")
+    driver = Driver(load_model(random_checkpoint(spec), spec, ops))
+    driver.step({"a": list(range(3, 20)), "b": [1]})
+    driver.step({"a": [2], "b": [3]})
 
 
 def test_read_only_weights_and_many_rows_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 from tests.backends.torch.eager_graphs import SIZES, EagerGraphs, GraphDriver, model_of
+from tests.conformance.targets import facts
 from tests.models.driving import Driver
 from tests.models.small_specs import CONFIGS
 from tests.models.targets import Target
 
+from gallium.backends.torch.backend import TorchBackend
 from gallium.backends.torch.graphs import can_capture, pad
+from gallium.backends.torch.ops import TorchOps
 from gallium.backends.torch.plan import DUMMY_PAGE, FIRST_PAGE, ZERO_PAGE, TorchPlan
+from gallium.backends.torch.routing import NO_SYNC_TOKENS
 from gallium.errors import BackendError
-from gallium.ops.handles import Step
+from gallium.ops.handles import AttentionSpec, RopeSpec, Step
 
 FLOAT32 = Target("torch")
 NAMES = "abcdefghi"
@@ -175,3 +179,34 @@ def test_a_plan_refuses_a_table_without_the_block_that_a_context_needs() -> None
 
 def test_the_cpu_captures_nothing() -> None:
     assert not can_capture(torch.device("cpu"))
+
+
+def test_latent_attention_from_a_fixed_plan() -> None:
+    """No model has it in the catalog yet: padded decode sequences beside eager ones, selected positions included."""
+    spec = AttentionSpec(
+        "mla_sparse", 4, 4, 24, 16, 0.2, RopeSpec(8, 1e4, True), latent_dim=32, index_dim=16, index_topk=3
+    )
+    ops = TorchBackend().open(facts(spec), "float32")
+    assert isinstance(ops, TorchOps)
+    cache = ops.make_kv_cache(spec, 32, 4)
+    for page in (cache.data.k, cache.data.v, cache.data.index):
+        page[FIRST_PAGE:] = torch.randn(page[FIRST_PAGE:].shape)
+    step = decode_step([5, 9, 2])
+    padded = pad(step, 4, 4)
+    wide = torch.randn(4, 4, 40)
+    q, q_rope, index_q, weights = wide[..., :32], wide[..., 32:], torch.randn(4, 3, 16), torch.randn(4, 3)
+    results = []
+    for plan, n in ((ops.plan(step), 3), (ops.fixed_plan(padded, 3), 4)):
+        selected = ops.index_topk(index_q[:n], weights[:n], cache, plan, 3)
+        some = ops.attend_latent(q[:n], q_rope[:n], cache, plan, spec, selected)
+        everything = ops.attend_latent(q[:n], q_rope[:n], cache, plan, spec, None)
+        results.append((selected[:3], some[:3], everything[:3]))
+    assert torch.equal(results[0][0], results[1][0])
+    for eager, fixed in zip(results[0][1:], results[1][1:], strict=True):
+        torch.testing.assert_close(fixed, eager)
+
+
+def test_a_mixture_of_experts_is_captured_only_where_its_experts_need_no_counts() -> None:
+    model = model_of("glm4_moe-odd", FLOAT32)
+    run = model.ops.compile_step(lambda plan: plan, (4, NO_SYNC_TOKENS, NO_SYNC_TOKENS + 1))
+    assert isinstance(run, EagerGraphs) and run.sizes == (4, NO_SYNC_TOKENS)
