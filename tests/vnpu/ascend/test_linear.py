@@ -149,8 +149,19 @@ def test_own_int4_is_within_half_a_step_of_each_group_s_range() -> None:
     matrix = linear.pack([weight(w)], [], "linear", setup("int4"))
     restored = multiplied(matrix, np.eye(96, dtype=np.float32)).T
     groups = w.reshape(16, 3, 32)
-    step = (groups.max(2).clip(0) - groups.min(2).clip(max=0)) / 15
+    step = (groups.max(2) - groups.min(2)) / 15
     assert (np.abs(restored - w).reshape(groups.shape) <= 0.55 * step[..., None] + 0.01).all()
+
+
+def test_weights_that_lie_on_a_grid_of_four_bits_keep_it() -> None:
+    """As those of Q4_K and Q4_1 do: 16 steps per group of 32, from any number on."""
+    rng = np.random.default_rng(1)
+    codes = rng.integers(0, 16, (16, 3, 32))
+    codes[..., 0], codes[..., 1] = 0, 15
+    start, step = rng.uniform(-2, 1, (16, 3, 1)), rng.uniform(0.01, 0.2, (16, 3, 1))
+    w = (start + step * codes).astype(np.float32).reshape(16, 96)
+    restored = multiplied(linear.pack([weight(w)], [], "linear", setup("int4")), np.eye(96, dtype=np.float32)).T
+    np.testing.assert_allclose(restored, w, rtol=0, atol=3 * 2.0**-8 * np.abs(w).max())
 
 
 # -- checkpoints that bring their integers ------------------------------------------------

@@ -74,8 +74,7 @@ def integer_rows(parts: Sequence[Weight], device: torch.device) -> tuple[Tensor,
 def int4_rows(parts: Sequence[Weight], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Floats as packed int4 `[in, out / 8]`, scales and offsets `[in / 32, out]`: `(code + offset) * scale`.
 
-    Each group of 32 columns spans its own range, which includes zero; offsets are whole, so that zero stays zero. A
-    group of equal numbers has that number as its step. `in` and `out` are filled up to whole groups and words.
+    `in` and `out` are filled up to whole groups of 32 and words of 8.
     """
     height, width = (filled_up(size, unit) for size, unit in zip(sizes(parts), INT4_UNITS, strict=True))
     codes = torch.zeros((height, width), dtype=torch.int8, device=device)
@@ -84,15 +83,35 @@ def int4_rows(parts: Sequence[Weight], device: torch.device, dtype: torch.dtype)
     for rows, chunk in decoded(parts, device):
         chunk = torch.cat((chunk, chunk[:, -1:].expand(-1, width - chunk.shape[1])), dim=1)
         groups = chunk.reshape(len(chunk), -1, INT4_GROUP)
-        least, most = groups.amin(2), groups.amax(2)
-        low = least.clamp(max=0)
-        step = torch.where(least == most, most.abs(), (most.clamp(min=0) - low) / 15).to(dtype)
-        step = torch.where(step == 0, 1.0, step)
-        zero = (low / step.float()).round() + 8
-        steps = (groups / step.float().unsqueeze(2)).round() - zero.unsqueeze(2)
-        codes[rows] = steps.clamp(-8, 7).to(torch.int8).reshape(chunk.shape)
-        scale[rows], offset[rows] = step, zero.to(dtype)
+        of_chunk, step, shift = four_bits(groups, dtype)
+        codes[rows] = of_chunk.reshape(chunk.shape)
+        scale[rows], offset[rows] = step, shift
     return packed4(codes), scale.t().contiguous(), offset.t().contiguous()
+
+
+def four_bits(groups: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Groups `[rows, groups, 32]` as int8 codes of 4 bits, with a step and an offset in `dtype` each `[rows, groups]`.
+
+    16 steps from the least to the largest number; then the line through what was rounded to them that fits best, once.
+    Weights that lie on such a grid already, as those of Q4_K and Q4_1 do, keep it up to the rounding of both. A group
+    of equal numbers has that number as its step.
+    """
+    least, most = groups.amin(2), groups.amax(2)
+    step = torch.where(least == most, most.abs(), (most - least) / 15).to(dtype)
+    step = torch.where(step == 0, 1.0, step)
+    shift = (least / step.float() + 8).to(dtype)
+    codes = _nearest(groups, step, shift)
+    spread, middle = codes - codes.mean(2, keepdim=True), groups.mean(2, keepdim=True)
+    slope = ((spread * (groups - middle)).sum(2) / spread.square().sum(2).clamp(min=1e-9)).to(dtype)
+    fits = slope > 0
+    better = torch.where(fits, slope, step)
+    start = (middle.squeeze(2) / better.float() - codes.mean(2)).to(dtype)
+    step, shift = better, torch.where(fits, start, shift)
+    return _nearest(groups, step, shift).to(torch.int8), step, shift
+
+
+def _nearest(groups: Tensor, step: Tensor, shift: Tensor) -> Tensor:
+    return (groups / step.float().unsqueeze(2) - shift.float().unsqueeze(2)).round().clamp(-8, 7)
 
 
 def packed4(codes: Tensor) -> Tensor:
