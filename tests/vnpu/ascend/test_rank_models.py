@@ -9,11 +9,13 @@ from tempfile import TemporaryDirectory
 import pytest
 from tests.backends.torch.rank_models import CASES, OTHER
 from tests.backends.torch.rank_processes import run_ranks
+from tests.vnpu.ascend.rank_integers import CASES as INTEGERS
 
 WORLD = 2
 PARTS = {
     "tests.backends.torch.rank_models": [*map(str, CASES[WORLD]), *OTHER],
     "tests.vnpu.ascend.rank_checks": ["check_product_and_sum", "check_captured_steps"],
+    "tests.vnpu.ascend.rank_integers": [*INTEGERS],
 }
 
 
