@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.backends.torch.eager_graphs import EagerGraphs
 from tests.golden import reexpress
 
 from gallium import LLM, SamplingParams
@@ -73,3 +75,18 @@ def test_greedy_tokens_are_those_of_the_cpu(
 def test_alone_as_in_company(prompts: list[list[int]], expected: list[list[int]]) -> None:
     with load(backend="torch") as llm:
         assert [tokens(llm, [prompt])[0] for prompt in prompts[::3]] == expected[::3]
+
+
+def test_with_decode_steps_recorded_and_replayed(
+    moe: str, prompts: list[list[int]], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding, fixed plans and static inputs are those of an accelerator; only the recording is done without one."""
+    ops = import_module("gallium.backends.torch.ops")
+    monkeypatch.setattr(ops, "can_capture", lambda device: True)
+    monkeypatch.setattr(ops, "GraphedStep", EagerGraphs)
+    with load(moe, backend="torch") as llm:
+        assert tokens(llm, prompts) == expected
+        assert EagerGraphs.made.replays >= NEW // 2
+        for count in (1, 3):
+            assert tokens(llm, prompts[:count]) == expected[:count]
+        assert {1, 4, 16} <= {size for size, _ in EagerGraphs.made.recorded}
