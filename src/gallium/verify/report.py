@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 
 Row = Mapping[str, Any]
+WIDTH, WHY = 110, 48  # columns
 MARKS = {"pass": "pass", "drift": "drift", "wrong": "WRONG"}
 
 
 def text(result: Row) -> str:
-    """Tables of at most some 110 columns."""
+    """Tables; reasons are cut, the page and the JSON file have them whole."""
     lines = []
     if result["note"]:
-        lines += [result["note"], ""]
+        lines += [*textwrap.wrap(result["note"], WIDTH), ""]
     lines += [
         f"{result['model']} ({result['arch']}, {result['layers_in_model']} layers), "
         f"prompts of {' and '.join(map(str, result['prompt_tokens']))} tokens",
-        f"  tested   {_shown_side(result['tested'])}",
-        f"  against  {_shown_side(result['against'])}",
+        *_shown_side("tested", result["tested"]),
+        *_shown_side("against", result["against"]),
         "",
     ]
     return "\n".join([*lines, *(_faults(result) if "faults" in result else _comparison(result))])
 
 
-def _shown_side(side: Row) -> str:
-    facts = "; ".join(f"{name} {value}" for name, value in side["facts"].items())
-    return f"{side['label']} ({facts})" if facts else str(side["label"])
+def _shown_side(what: str, side: Row) -> list[str]:
+    facts = [f"           {name}: {value}" for name, value in side["facts"].items()]
+    return [f"  {what:<7}  {side['label']}", *facts]
 
 
 def _comparison(result: Row) -> list[str]:
     ops = [
         [op["op"], MARKS[op["verdict"]], str(op["calls"]), number(op["error"]), number(op["mean"]),
-         number(op["allowed"]), f"{op['worst_layer']} {op['worst_site']}".strip(), op["reason"]]
+         number(op["allowed"]), f"{op['worst_layer']} {op['worst_site']}".strip(),
+         textwrap.shorten(op["reason"], WHY, placeholder=" ...")]
         for op in result["ops"]
     ]  # fmt: skip
     columns = ("op", "verdict", "calls", "max error", "mean", "allowed", "worst at", "why")

@@ -135,8 +135,8 @@ class Judge:
         if verdict == "pass":
             return MEANING["pass"]
         reasons = dict.fromkeys(TOLERANCES[op, side].reason for side in self.sides if side != "float32")
-        strays = f"; {beyond} of {difference.size} elements stray beyond that" if beyond else ""
-        return "; ".join(reasons) + strays
+        strays = [f"{beyond} of {difference.size} elements stray"] if beyond else []
+        return "; ".join([*strays, *reasons])
 
     def routing(
         self, got: tuple[FloatArray, Any], wanted: tuple[FloatArray, Any], choice: NDArray[np.float64]
