@@ -39,9 +39,10 @@ from gallium.ops.handles import Precision, Role, Weight
 NZ = 29  # the fractal format of the matrix unit, as npu_format_cast counts formats
 LONGEST_SIDE = 65535  # of an operand of npu_quant_matmul (op-plugin's page)
 WIDEST_INT8_PART = LONGEST_SIDE // 32 * 32  # blocks of int8 in NZ are 32 columns wide
-PLAIN_ROLES = ("head", "embedding", "router")
-"""Roles that stay plain floats `[out, in]`: `embed` reads rows of the first two, and npu_quant_matmul's operands end at
-65535, below the size of a GLM vocabulary; a router is float32."""
+PLAIN_ROLES = ("head", "embedding", "float", "router")
+"""Roles that stay plain floats `[out, in]`: `embed` reads rows of the first two, which are "float" in a checkpoint of
+integers, and a row of NZ would be in NZ; npu_quant_matmul's operands end at 65535, below the size of a GLM vocabulary;
+a router is float32."""
 
 
 @cache
