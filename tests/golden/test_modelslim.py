@@ -1,0 +1,100 @@
+"""Quantised folders of the default model's real weights, as msModelSlim would release them, against the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tests.golden import reexpress
+from tools.make_modelslim import Recipe, make
+
+from gallium import LLM, SamplingParams
+from gallium.checkpoints import Checkpoint, open_checkpoint, resolve_model
+
+TEXT = (Path(__file__).parent / "real_text.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def default() -> Checkpoint:
+    return open_checkpoint(resolve_model(None).path)
+
+
+@pytest.fixture(scope="module")
+def ids() -> list[int]:
+    with LLM(precision="float32") as llm:
+        return llm.tokenizer.encode(TEXT)[:384]
+
+
+@pytest.fixture(scope="module")
+def exact(ids: list[int]) -> NDArray[np.float64]:
+    with LLM(precision="float32") as llm:
+        return log_softmax(llm.logits(ids))
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
+    folder = reexpress.write_glm4_moe(tmp_path_factory.mktemp("moe") / "float")
+    with LLM(precision="float32") as llm:
+        llm.tokenizer.save(folder)
+    yield open_checkpoint(folder)
+
+
+def log_softmax(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = x.astype(np.float64) - x.max(-1, keepdims=True)
+    out: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return out
+
+
+def distance(folder: Path, ids: list[int], exact: NDArray[np.float64], precision: str = "auto") -> tuple[float, float]:
+    """Mean KL divergence per token from the float model, and the share of equal first choices."""
+    with LLM(str(folder), precision=precision) as llm:
+        rough = log_softmax(llm.logits(ids))
+    kl = float((np.exp(exact) * (exact - rough)).sum(-1).mean())
+    return kl, float((exact.argmax(-1) == rough.argmax(-1)).mean())
+
+
+# Measured (avx2 level): see docs/architecture.md.
+CASES = {
+    "w8a8-dynamic": (Recipe("w8a8-dynamic"), 0.06, 0.85),
+    "w8a8-dynamic-c8": (Recipe("w8a8-dynamic", kv=True), 0.06, 0.85),
+    "w8a8": (Recipe("w8a8", keep=("down_proj",)), 0.12, 0.78),
+    "w4a8": (Recipe("w4a8", keep=("down_proj",)), 0.6, 0.55),
+    "w4a8-groups": (Recipe("w4a8", group_size=64), 0.4, 0.6),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_default_model(
+    default: Checkpoint, ids: list[int], exact: NDArray[np.float64], tmp_path: Path, case: str
+) -> None:
+    recipe, most, least = CASES[case]
+    kl, same = distance(make(default, tmp_path / "out", recipe, TEXT), ids, exact)
+    assert kl < most and same > least, f"{case}: KL {kl:.4f}, top-1 agreement {same:.3f}"
+
+
+@pytest.mark.parametrize(("kind", "most", "least"), [("w8a8-dynamic", 0.06, 0.85), ("w4a8", 0.6, 0.55)])
+def test_as_a_mixture_of_experts(
+    moe: Checkpoint, ids: list[int], exact: NDArray[np.float64], tmp_path: Path, kind: str, most: float, least: float
+) -> None:
+    kl, same = distance(make(moe, tmp_path / "out", Recipe(kind), TEXT), ids, exact)
+    assert kl < most and same > least, f"{kind}: KL {kl:.4f}, top-1 agreement {same:.3f}"
+
+
+def test_another_precision_decodes_the_integers(
+    default: Checkpoint, ids: list[int], exact: NDArray[np.float64], tmp_path: Path
+) -> None:
+    """Without rounded activations the result is nearer: only the weights are those of 8 bits."""
+    folder = make(default, tmp_path / "out", Recipe("w8a8-dynamic"))
+    assert distance(folder, ids, exact, "bfloat16")[0] < 0.01
+
+
+def test_it_talks(default: Checkpoint, tmp_path: Path) -> None:
+    folder = make(default, tmp_path / "out", Recipe("w8a8-dynamic", kv=True), TEXT)
+    with LLM(str(folder)) as llm:
+        assert "int8" in llm.assembly.summary
+        question = [{"role": "user", "content": "What is gravity?"}]
+        answer = llm.chat(question, SamplingParams(temperature=0.0, max_tokens=48))
+    assert "force" in answer.text

@@ -1,0 +1,1 @@
+"""What tools/make_modelslim.py is made of."""
