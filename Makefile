@@ -48,6 +48,7 @@ check: native ## format, lint, types, import rules, house rules, generated docs
 	$(TEST)/lint-imports --no-cache
 	$(TEST)/python tools/check_house.py
 	$(TEST)/python tools/write_cli_docs.py --check
+	$(TEST)/python tools/collect_records.py --check
 
 unit: native ## the tests
 	$(TEST)/python -m pytest --ignore tests/vnpu $(PYTEST_ARGS)

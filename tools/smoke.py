@@ -78,6 +78,10 @@ def main() -> None:
         check("Paris" in capital, f"run --raw continues with Paris: {capital.strip()!r}")
         check(bool(run(programs / "gallium", "chat", cwd=place).strip()), "chat without a terminal answers and exits 0")
         check("cpu" in run(programs / "gallium", "doctor", cwd=place), "doctor reports")
+        verdict = run(programs / "gallium", "verify", "--precision", "float32", "--tokens", "4", "--new-tokens", "2",
+                      "--html", "page.html", cwd=place).splitlines()[-1]  # fmt: skip
+        passed = verdict.startswith("Verdict: pass") and (place / "page.html").exists()
+        check(passed, f"verify holds the CPU to the reference: {verdict}")
 
 
 if __name__ == "__main__":
