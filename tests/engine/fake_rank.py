@@ -85,7 +85,7 @@ def main() -> None:
     with Connection(socket) as engine:
         try:
             serve(engine)
-        except EOFError:
+        except (EOFError, ConnectionError):
             pass
         except Exception as error:
             engine.send(Failed.of(error, "the trace"))

@@ -204,7 +204,7 @@ def test_whoever_fails_again_and_again_is_left(start: Start) -> None:
     with pytest.raises(EngineDead):
         answer(engine, [DIES, 0])
     eventually(lambda: engine.status == "dead")
-    assert "rank 0 ended with signal 9 (SIGKILL), and so it went 3 times before" in str(engine.failure)
+    assert "rank 0 ended with signal 9 (SIGKILL), for the 4th time in a row" in str(engine.failure)
     with pytest.raises(EngineDead):
         answer(engine, "abc")
     eventually(lambda: children() == [])
@@ -230,15 +230,28 @@ def test_a_restart_that_fails_ends_the_engine(start: Start, tmp_path: Path) -> N
     assert engine.status == "dead"
 
 
+def test_a_loss_during_a_restart_is_another_one(start: Start, tmp_path: Path) -> None:
+    engine, _ = start(dp=2)
+    old = pids(tmp_path)
+    (tmp_path / "faults.json").write_text(json.dumps({"1": "hang"}))
+    with pytest.raises(RankLost):
+        answer(engine, [DIES, 0])
+    eventually(lambda: not set(pids(tmp_path)) & set(old))
+    (tmp_path / "faults.json").unlink()
+    os.kill(pids(tmp_path)[1], signal.SIGKILL)
+    assert answer(engine, "abc", temperature=0, max_tokens=12, ignore_eos=True).tokens() == expected()[2]
+    assert engine.status == "ok"
+
+
 def test_requests_wait_for_a_restart_and_can_be_cancelled_meanwhile(start: Start, tmp_path: Path) -> None:
-    engine, _ = start(patience_s=3.0, dp=2)
+    engine, _ = start(patience_s=2.0, dp=2)
     (tmp_path / "faults.json").write_text(json.dumps({"1": "hang"}))
     with pytest.raises(RankLost):
         answer(engine, [DIES, 0])
     assert engine.status == "restarting" and "signal 9" in str(engine.failure)
     waiting, cancelled = Answer(engine, "abc", ENDLESS), Answer(engine, "abc", ENDLESS)
     cancelled.handle.cancel()
-    with pytest.raises(EngineDead, match="did not answer for 3 s"):
+    with pytest.raises(EngineDead, match="did not answer for 2 s, for the 4th time in a row"):
         waiting.wait()
     assert cancelled.wait().last().finish_reason == "cancelled"
 

@@ -7,16 +7,20 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gallium.checkpoints import open_checkpoint
 from gallium.engine.loading import load
 from gallium.engine.memory import device_bytes
 from gallium.engine.rank_messages import Failed, Loaded, MakeCaches, Order, Progress, Ready
 from gallium.engine.runner import ModelRunner, decode_sizes
+from gallium.models.config import read_spec
+from gallium.ops.backend import installed, named
 from gallium.ops.handles import Step
 
 
@@ -37,18 +41,15 @@ def main(arguments: list[str]) -> int:
         except EngineGoneError:
             return 0
         except Exception as error:
-            engine.send(Failed.of(error, traceback.format_exc()))
-            engine.poll(None)  # until the engine has heard it and closes
+            with suppress(EngineGoneError):
+                _tell(engine, Failed.of(error, traceback.format_exc()))
+                engine.poll(None)  # until the engine has heard it and closes
             return 1
     return 0
 
 
 def serve(engine: Connection) -> None:
     """Load, then run steps until the engine closes the connection. Raises EngineGoneError then."""
-    from gallium.checkpoints import open_checkpoint
-    from gallium.models.config import read_spec
-    from gallium.ops.backend import installed, named
-
     order: Order = _next(engine)
     settings, placement = order.settings, order.placement
     checkpoint = open_checkpoint(Path(order.path))
@@ -58,23 +59,23 @@ def serve(engine: Connection) -> None:
         spec,
         named(order.backend, installed()),
         settings,
-        lambda done, total: engine.send(Progress(done, total)),
+        lambda done, total: _tell(engine, Progress(done, total)),
         placement,
     )
     model, ops = found.model, found.model.ops
     block_size = settings.block_size or ops.block_size
     block_bytes = ops.kv_block_bytes(model.spec.attention, block_size) * model.spec.num_layers
-    engine.send(Loaded(found.precision, found.support, block_size, block_bytes, device_bytes(ops)))
+    _tell(engine, Loaded(found.precision, found.support, block_size, block_bytes, device_bytes(ops)))
     size: MakeCaches = _next(engine)
     sizes = decode_sizes(settings.max_batch) if settings.graphs else ()
     runner = ModelRunner(model, ops, model.make_caches(size.num_blocks, size.block_size), sizes)
-    engine.send(Ready())
+    _tell(engine, Ready())
     while True:
         lane = _next(engine)
         if lane is None:
             runner.take_part(EMPTY)
         elif placement.tp_rank == 0:
-            engine.send(runner.run_lane(lane))
+            _tell(engine, runner.run_lane(lane))
         else:
             runner.take_part(lane.step)
 
@@ -83,6 +84,13 @@ def _next(engine: Connection) -> Any:
     try:
         return engine.recv()
     except (EOFError, ConnectionError):
+        raise EngineGoneError from None
+
+
+def _tell(engine: Connection, message: object) -> None:
+    try:
+        engine.send(message)
+    except ConnectionError:
         raise EngineGoneError from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -19,9 +20,10 @@ from gallium.errors import EngineDead, GalliumError, RankLost
 from gallium.ops.handles import Placement
 from gallium.settings import EngineSettings
 
+log = logging.getLogger("gallium.engine")
 COMMAND = (sys.executable, "-P", "-m", "gallium.engine.rank")  # -P: the working directory may hold a select.py
 PATIENCE_S = 600.0  # the longest silence of a rank: a first step may have to compile its kernels
-MOST_RESTARTS = 3  # in a row, each less than STEADY_S after the one before
+MOST_RESTARTS = 3  # in a row: before the ranks have run for STEADY_S
 STEADY_S = 60.0
 
 
@@ -139,19 +141,26 @@ class RankRunner(Runner):
         self._notify = notify
 
     def restart(self, why: RankLost) -> None:
-        """See Runner."""
-        self._restarts = self._restarts + 1 if time.monotonic() - self._ready_since < STEADY_S else 1
-        if self._restarts > MOST_RESTARTS:
-            raise EngineDead(
-                f"{why}, and so it went {MOST_RESTARTS} times before, each within {STEADY_S:.0f} s of a restart"
-            )
+        """See Runner. A start whose ranks are lost is tried again; one that a rank refuses would be refused again."""
         assert self._caches is not None
-        self.close()
-        try:
-            self.load()
-            self.make_caches(self._caches.num_blocks, self._caches.block_size)
-        except GalliumError as refusal:
-            raise EngineDead(f"{why}, and the restart failed: {refusal.message.rstrip('.')}") from None
+        if time.monotonic() - self._ready_since >= STEADY_S:
+            self._restarts = 0
+        while True:
+            self._restarts += 1
+            if self._restarts > MOST_RESTARTS:
+                raise EngineDead(f"{why}, for the {self._restarts}th time in a row, so it is not started again")
+            self.close()
+            try:
+                self.load()
+                self.make_caches(self._caches.num_blocks, self._caches.block_size)
+                return
+            except RankLost as lost:
+                if self._interrupted:
+                    raise
+                log.error("%s while the engine restarted", lost)
+                why = lost
+            except GalliumError as refusal:
+                raise EngineDead(f"{why}, and the restart failed: {refusal.message.rstrip('.')}") from None
 
     def interrupt(self) -> None:
         """See Runner. There is no way back."""
