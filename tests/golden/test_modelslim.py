@@ -56,13 +56,13 @@ def distance(folder: Path, ids: list[int], exact: NDArray[np.float64], precision
     return kl, float((exact.argmax(-1) == rough.argmax(-1)).mean())
 
 
-# Measured (avx2 level): see docs/architecture.md.
+# Measured at the AVX2 level: 0.036, 0.035, 0.072, 0.217 and 0.303 (docs/architecture.md).
 CASES = {
     "w8a8-dynamic": (Recipe("w8a8-dynamic"), 0.06, 0.85),
     "w8a8-dynamic-c8": (Recipe("w8a8-dynamic", kv=True), 0.06, 0.85),
     "w8a8": (Recipe("w8a8", keep=("down_proj",)), 0.12, 0.78),
-    "w4a8": (Recipe("w4a8", keep=("down_proj",)), 0.6, 0.55),
-    "w4a8-groups": (Recipe("w4a8", group_size=64), 0.4, 0.6),
+    "w4a8": (Recipe("w4a8", keep=("down_proj",)), 0.35, 0.65),
+    "w4a8-groups": (Recipe("w4a8", group_size=64), 0.45, 0.6),
 }
 
 
@@ -75,7 +75,7 @@ def test_the_default_model(
     assert kl < most and same > least, f"{case}: KL {kl:.4f}, top-1 agreement {same:.3f}"
 
 
-@pytest.mark.parametrize(("kind", "most", "least"), [("w8a8-dynamic", 0.06, 0.85), ("w4a8", 0.6, 0.55)])
+@pytest.mark.parametrize(("kind", "most", "least"), [("w8a8-dynamic", 0.06, 0.85), ("w4a8", 0.35, 0.65)])
 def test_as_a_mixture_of_experts(
     moe: Checkpoint, ids: list[int], exact: NDArray[np.float64], tmp_path: Path, kind: str, most: float, least: float
 ) -> None:
