@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -66,10 +67,12 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 def children() -> list[psutil.Process]:
     """Pretend ranks of this process, zombies included."""
-    mine = psutil.Process().children(recursive=True)
-    return [
-        child for child in mine if child.status() == psutil.STATUS_ZOMBIE or "fake_rank" in " ".join(child.cmdline())
-    ]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_ZOMBIE or "tests.engine.fake_rank" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def log_of(folder: Path, rank: int) -> list[str]:
