@@ -1,48 +1,10 @@
 // Products with packed matrices for AVX2 with FMA and F16C.
-#include <utility>
+#include "x86/linear_avx2.h"
 
-#include "linear_kernels.h"
 #include "magnitude.h"
-#include "x86/simd_avx2.h"
 
 namespace ga {
 namespace {
-
-using F = __m256;
-using I = __m256i;
-
-// With few rows the weights come from memory, and the processor's own guess does not reach far enough. Measured on
-// Zen 3 with one row: int8 from 45 to 60 billion operations per second, int4 from 95 to 110; many rows lose nothing.
-constexpr int64_t kAhead = 2560;
-constexpr int64_t kHalf = kUnit / 2;  // bytes of a unit that belong to eight rows: one register
-
-inline I load(const void* p) { return _mm256_load_si256(static_cast<const I*>(p)); }
-
-inline I broadcast4(const void* p) {
-    int32_t four;
-    memcpy(&four, p, 4);
-    return _mm256_set1_epi32(four);
-}
-
-inline F half8(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
-
-// The value is computed here, before what follows: with sixteen registers there is no room for a compiler that first
-// computes the products of all rows and then adds them.
-template <class V>
-inline V settled(V value) {
-    asm volatile("" : "+x"(value));
-    return value;
-}
-
-// body(0), body(1), …: indices that are constants keep what they index in registers.
-template <int... N, class Body>
-[[gnu::always_inline]] inline void each(std::integer_sequence<int, N...>, const Body& body) {
-    (body(N), ...);
-}
-template <int count, class Body>
-[[gnu::always_inline]] inline void each(const Body& body) {
-    each(std::make_integer_sequence<int, count>(), body);
-}
 
 // A tile of R rows and P panels, each of two registers: y = sums + bias.
 template <int R, int P>
@@ -129,79 +91,6 @@ struct Grouped {
     }
 };
 
-struct Int8Kind {
-    static constexpr int kLines = 9;
-    static inline const char* units(const char* panel, int64_t g) { return int8_units(panel, g); }
-    // |w| * (x with the sign of w): two products of at most 128 * 127 fit 16 bits.
-    template <int R>
-    [[gnu::always_inline]] static inline void dot(const char* panel, int64_t g, const int8_t* x, int64_t stride,
-                                                  I (&dots)[R][2]) {
-        const I stored = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
-        const char* from = units(panel, g);
-        each<8>([&](int j) __attribute__((always_inline)) {
-            const I low = _mm256_xor_si256(load(from + j * kUnit), stored), low_size = _mm256_abs_epi8(low);
-            const I high = _mm256_xor_si256(load(from + j * kUnit + kHalf), stored), high_size = _mm256_abs_epi8(high);
-            for (int r = 0; r < R; ++r) {
-                const I value = broadcast4(x + r * stride + 4 * j);
-                const I first = _mm256_maddubs_epi16(low_size, _mm256_sign_epi8(value, low));
-                dots[r][0] = settled(_mm256_add_epi32(dots[r][0], _mm256_madd_epi16(first, ones)));
-                const I second = _mm256_maddubs_epi16(high_size, _mm256_sign_epi8(value, high));
-                dots[r][1] = settled(_mm256_add_epi32(dots[r][1], _mm256_madd_epi16(second, ones)));
-            }
-        });
-    }
-
-    template <int R>
-    [[gnu::always_inline]] static inline void add(const char* panel, int64_t g, const Activations& a, int64_t at,
-                                                  const I (&dots)[R][2], F (&sums)[R][2]) {
-        for (int h = 0; h < 2; ++h) {
-            const F d = half8(int8_scales(panel, g) + h * 16);
-            for (int r = 0; r < R; ++r) {
-                const F scale = _mm256_broadcast_ss(a.scales + at + r * a.groups);
-                sums[r][h] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dots[r][h]), scale), d, sums[r][h]);
-            }
-        }
-    }
-};
-
-struct Int4Kind {
-    static constexpr int kLines = 5;
-    static inline const char* units(const char* panel, int64_t g) { return panel + g * kInt4GroupBytes; }
-    // Sixteen products of at most 15 * 127 fit 16 bits: one widening at the end of a group is enough.
-    template <int R>
-    [[gnu::always_inline]] static inline void dot(const char* panel, int64_t g, const int8_t* x, int64_t stride,
-                                                  I (&dots)[R][2]) {
-        const I nibble = _mm256_set1_epi8(15);
-        const char* from = units(panel, g);
-        each<8>([&](int j) __attribute__((always_inline)) {
-            const I left = load(from + j % 4 * kUnit), right = load(from + j % 4 * kUnit + kHalf);
-            const I low = _mm256_and_si256(j < 4 ? left : _mm256_srli_epi16(left, 4), nibble);
-            const I high = _mm256_and_si256(j < 4 ? right : _mm256_srli_epi16(right, 4), nibble);
-            for (int r = 0; r < R; ++r) {
-                const I value = broadcast4(x + r * stride + 4 * j);
-                dots[r][0] = settled(_mm256_add_epi16(dots[r][0], _mm256_maddubs_epi16(low, value)));
-                dots[r][1] = settled(_mm256_add_epi16(dots[r][1], _mm256_maddubs_epi16(high, value)));
-            }
-        });
-    }
-
-    template <int R>
-    [[gnu::always_inline]] static inline void add(const char* panel, int64_t g, const Activations& a, int64_t at,
-                                                  const I (&dots)[R][2], F (&sums)[R][2]) {
-        const I ones = _mm256_set1_epi16(1);
-        for (int h = 0; h < 2; ++h) {
-            const char* line = units(panel, g) + 4 * kUnit + h * 16;
-            const F d = half8(line), m = half8(line + 32);
-            for (int r = 0; r < R; ++r) {
-                const F scale = _mm256_broadcast_ss(a.scales + at + r * a.groups);
-                const F offset = _mm256_broadcast_ss(a.offsets + at + r * a.groups);
-                const F dot = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r][h], ones)), scale);
-                sums[r][h] = _mm256_fmadd_ps(offset, m, _mm256_fmadd_ps(dot, d, sums[r][h]));
-            }
-        }
-    }
-};
-
 using Int8 = Grouped<Int8Kind>;
 using Int4 = Grouped<Int4Kind>;
 
@@ -236,87 +125,6 @@ void product(const ga_matrix& w, const Activations& a, const Block& b) {
             next = row + (left + tiles - 1) / tiles;
             rows_of_tile<K, 1, K::kRows>(static_cast<int>(next - row), w, a, b, row, panel);
         }
-}
-
-// Integer sums for `integers`. Bytes widened to 16 bits multiply exactly whatever they are; a static scheme has -128,
-// which the signs above cannot have. A register of products holds four rows of w, each in two halves.
-template <int R>
-inline void sums_int8_tile(const char* panel, const int8_t* x, int64_t stride, const SumBlock& s, const int32_t* excess,
-                           int64_t groups, int32_t* out, int64_t out_stride) {
-    I dots[R][4];
-    for (int r = 0; r < R; ++r)
-        for (int q = 0; q < 4; ++q) dots[r][q] = _mm256_setzero_si256();
-    for (int64_t k = s.col_begin; k < s.col_end; k += kGroup) {
-        const char* units = int8_units(panel, k / kGroup);
-        for (int line = 0; line < 8; ++line) Avx2::prefetch(units + kAhead + line * kUnit);
-        for (int j = 0; j < 8; ++j) {
-            I value[R];
-            for (int r = 0; r < R; ++r) {
-                int32_t four;
-                memcpy(&four, x + r * stride + k + 4 * j, 4);
-                value[r] = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
-            }
-            for (int q = 0; q < 4; ++q) {
-                const auto* bytes = reinterpret_cast<const __m128i*>(units + j * kUnit + q * 16);
-                const I weights = _mm256_cvtepu8_epi16(_mm_load_si128(bytes));
-                for (int r = 0; r < R; ++r)
-                    dots[r][q] = _mm256_add_epi32(dots[r][q], _mm256_madd_epi16(weights, value[r]));
-            }
-        }
-    }
-    for (int r = 0; r < R; ++r) {
-        const I stored = _mm256_set1_epi32(128 * excess[r * groups]);  // weights are stored as w + 128
-        for (int h = 0; h < 2; ++h) {
-            const I pairs = _mm256_hadd_epi32(dots[r][2 * h], dots[r][2 * h + 1]);
-            const I ordered = _mm256_permute4x64_epi64(pairs, 0xD8);
-            _mm256_storeu_si256(reinterpret_cast<I*>(out + r * out_stride + h * 8), _mm256_sub_epi32(ordered, stored));
-        }
-    }
-}
-
-template <int R>
-inline void sums_int4_tile(const char* panel, const int8_t* x, int64_t stride, const SumBlock& s, const int32_t* excess,
-                           int64_t groups, int32_t* out, int64_t out_stride) {
-    const I ones = _mm256_set1_epi16(1);
-    I sums[R][2];
-    for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
-    for (int64_t k = s.col_begin; k < s.col_end; k += kGroup) {
-        for (int line = 0; line < Int4Kind::kLines; ++line)
-            Avx2::prefetch(Int4Kind::units(panel, k / kGroup) + kAhead + line * kUnit);
-        I dots[R][2];
-        for (int r = 0; r < R; ++r) dots[r][0] = dots[r][1] = _mm256_setzero_si256();
-        Int4Kind::dot(panel, k / kGroup, x + k, stride, dots);  // at most 16 * 15 * 128: it fits 16 bits
-        for (int r = 0; r < R; ++r)
-            for (int h = 0; h < 2; ++h)
-                sums[r][h] = _mm256_add_epi32(sums[r][h], _mm256_madd_epi16(dots[r][h], ones));
-    }
-    for (int r = 0; r < R; ++r)
-        for (int h = 0; h < 2; ++h) {
-            const I stored = _mm256_set1_epi32(8 * excess[r * groups]);  // weights are stored as w + 8
-            _mm256_storeu_si256(reinterpret_cast<I*>(out + r * out_stride + h * 8), _mm256_sub_epi32(sums[r][h], stored));
-        }
-}
-
-template <int64_t kind, int R>
-inline void sums_tile(const ga_matrix& w, const Activations& a, const SumBlock& s, int64_t row, int64_t p) {
-    const char* panel = panel_at(w, s.panel + p);
-    const int8_t* x = a.quants + row * a.padded;
-    const int32_t* excess = a.sums + row * a.groups + s.group;
-    const int64_t out_stride = s.panels * kPanelRows;
-    int32_t* out = s.sums + (row - s.row_begin) * out_stride + p * kPanelRows;
-    if constexpr (kind == kInt8)
-        sums_int8_tile<R>(panel, x, a.padded, s, excess, a.groups, out, out_stride);
-    else
-        sums_int4_tile<R>(panel, x, a.padded, s, excess, a.groups, out, out_stride);
-}
-
-template <int64_t kind>
-void integer_sums(const ga_matrix& w, const Activations& a, const SumBlock& s) {
-    for (int64_t p = 0; p < s.panels; ++p) {
-        int64_t row = s.row_begin;
-        for (; row + 2 <= s.row_end; row += 2) sums_tile<kind, 2>(w, a, s, row, p);
-        if (row < s.row_end) sums_tile<kind, 1>(w, a, s, row, p);
-    }
 }
 
 // Round to nearest even; NaN stays NaN.
@@ -385,6 +193,6 @@ void quantise(const float* x, int64_t cols, int64_t padded, int8_t* quants, floa
 
 const LinearKernels linear_avx2 = {
     "avx2", {product<Float32>, product<Bfloat16>, product<Int8>, product<Int4>}, nullptr, quantise,
-    {integer_sums<kInt8>, integer_sums<kInt4>}, round_row};
+    {sums_int8_avx2, sums_int4_avx2}, round_row};
 
 }  // namespace ga
