@@ -14,7 +14,7 @@ Hub = Literal["huggingface", "modelscope"]
 KNOWN_VARIABLES = {
     "GALLIUM_CPU_LEVEL": "instruction-set level of the CPU kernels: generic, avx2, avx512 or amx (default: the best)",
     "GALLIUM_THREADS": "threads of the CPU kernels (default: the cores this process may use)",
-    "GALLIUM_TORCH_DEVICE": "device of the torch backend in the words of PyTorch: cpu, xpu … (default: its accelerator)",
+    "GALLIUM_TORCH_DEVICE": "device of the torch backend, in PyTorch's words: cpu, xpu … (default: its accelerator)",
     "GALLIUM_API_KEY": "what --api-key of `gallium serve` says, without showing it in the list of processes",
     "GALLIUM_DEBUG": "1 prints tracebacks, as --debug does",
     "GALLIUM_VNPU": "1 gives Python processes the virtual NPU; `gallium npu run` sets it, and those below",
