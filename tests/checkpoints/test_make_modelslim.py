@@ -12,11 +12,13 @@ from tests.checkpoints.safetensors_making import write_model
 from tests.models.memory_checkpoint import random_checkpoint
 from tests.models.small_specs import CONFIGS, spec_of
 from tools.make_modelslim import Maker, Recipe, main, make, write_parts
+from tools.make_modelslim import stored as stored_tensor
 from tools.modelslim.calibration import Seen, calibrate
 from tools.modelslim.parts import w4a8_dynamic, w8a8
 
 from gallium.backends.cpu.ops import CpuOps
-from gallium.checkpoints import Checkpoint, open_checkpoint
+from gallium.checkpoints import Checkpoint, convert, open_checkpoint
+from gallium.checkpoints.quantised import QuantisedTensor
 from gallium.checkpoints.safetensors_file import read_safetensors
 from gallium.errors import UsageError
 from gallium.models.catalog import load_model
@@ -180,3 +182,44 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert types[EXPERT + "weight"] == "FLOAT" and types[Q + "weight"] == "W8A8_DYNAMIC"
     assert main([*arguments[:2], "--type", "w8a8"]) == 1
     assert "--text" in capsys.readouterr().err
+
+
+def test_a_static_projection_computes_what_the_float_one_does() -> None:
+    """The bias counts once, although the file has it among the integers as well."""
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((48, 64)).astype(np.float32)
+    bias, x = rng.standard_normal(48).astype(np.float32) * 20, rng.standard_normal((9, 64)).astype(np.float32)
+    parts = w8a8(weight, bias, (float(x.min()), float(x.max())), half=True) | {"bias": bias}
+    tensors = {suffix: stored_tensor(suffix, array) for suffix, array in parts.items()}
+    linear = QuantisedTensor("weight", (48, 64), "I8", tensors["weight"].data, tensors, "static")
+    ops = CpuOps("int8")
+    packed = ops.pack_linear([linear], [tensors["bias"]])
+    assert packed.data.integers is not None
+    np.testing.assert_allclose(ops.linear(x, packed), x @ weight.T + bias, atol=0.3)
+
+
+def test_layers_for_multi_token_prediction_stay_float_and_are_not_needed(tmp_path: Path) -> None:
+    name = "glm4_moe-even"
+    tensors = dict(random_checkpoint(spec_of(name)).tensors)
+    last = spec_of(name).num_layers
+    before, after = f"layers.{last - 1}.", f"layers.{last}."
+    extra = {name.replace(before, after): value for name, value in tensors.items() if before in name}
+    extra[f"model.layers.{last}.eh_proj.weight"] = np.zeros((128, 256), np.float32)
+    config = CONFIGS[name] | {"num_mtp_layers": 1}
+    source = open_checkpoint(write_model(tmp_path / "float", tensors | extra, config))
+    folder = write(source, tmp_path / "out", Recipe("w8a8-dynamic"), Seen())
+    types = description(folder)
+    assert {types[n] for n in extra} == {"FLOAT"}
+    checkpoint = open_checkpoint(folder)
+    load_model(checkpoint, read_spec(checkpoint.config), CpuOps("int8"))
+
+
+def test_convert_decodes_the_integers(tmp_path: Path) -> None:
+    source, folder = made(tmp_path, Recipe("w4a8", group_size=32))
+    quantised = open_checkpoint(folder)
+    for precision, error in (("float32", 1e-6), ("bfloat16", 0.01), ("int8", 0.02), ("int4", 0.2)):
+        again = open_checkpoint(convert(quantised, tmp_path / precision, precision))  # type: ignore[arg-type]
+        assert not again.has_integers and set(again.names()) == set(source.names())
+        for name in source.names():
+            exact = quantised.weight(name).float32()
+            assert np.linalg.norm(again.weight(name).float32() - exact) <= error * np.linalg.norm(exact)
