@@ -148,7 +148,7 @@ class RankRunner(Runner):
         while True:
             self._restarts += 1
             if self._restarts > MOST_RESTARTS:
-                raise EngineDead(f"{why}, for the {self._restarts}th time in a row, so it is not started again")
+                raise EngineDead(f"{why}: loss {self._restarts} in a row, so the engine does not start again")
             self.close()
             try:
                 self.load()
