@@ -72,7 +72,6 @@ def route(logits: Tensor, bias: Tensor, spec: MoeSpec) -> tuple[Tensor, Tensor]:
 class Grouped(ABC):
     """One matrix per expert: rows in the experts' order -> products, each with its expert's matrix."""
 
-    kernel: str
     takes_integers = False  # whether rows come as int8 with a scale each
 
     @abstractmethod
@@ -111,7 +110,6 @@ class FloatGroups(Grouped):
     """Weights in the type of the activations."""
 
     weight: Tensor  # [experts, in, out]
-    kernel = "npu_grouped_matmul"
 
     def __call__(self, rows: Tensor, row_scale: Tensor | None, counts: Tensor) -> Tensor:
         """One grouped product."""
@@ -135,7 +133,6 @@ class Int8Groups(Grouped):
     scale: Tensor  # [experts, out], float32
     rounded: Tensor  # the same in the type of the result, or float32 for float16
     dtype: torch.dtype
-    kernel = "npu_grouped_matmul (int8)"
     takes_integers = True
 
     def __call__(self, rows: Tensor, row_scale: Tensor | None, counts: Tensor) -> Tensor:
@@ -162,7 +159,6 @@ class Int4Groups(Grouped):
     words: Tensor  # [experts, in, out / 8]
     scale: Tensor  # [experts, groups, out], of the activations' type
     offset: Tensor
-    kernel = "npu_grouped_matmul (int4 weights)"
 
     def __call__(self, rows: Tensor, row_scale: Tensor | None, counts: Tensor) -> Tensor:
         """The weights become floats inside the kernel."""
@@ -182,7 +178,6 @@ class EightByFourGroups(Grouped):
     scale: Tensor  # [experts, groups, out] or [experts, out], int64 holding the bits of a float32
     shift: Tensor  # [experts, out], float32
     dtype: torch.dtype
-    kernel = "npu_grouped_matmul (int8 by int4)"
     takes_integers = True
 
     def __call__(self, rows: Tensor, row_scale: Tensor | None, counts: Tensor) -> Tensor:

@@ -69,7 +69,6 @@ class Setup:
 class Matrix(ABC):
     """A weight `[out, in]` with its bias: `x [tokens, in]` -> `[tokens, out]`."""
 
-    kernel: str
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @abstractmethod
@@ -89,7 +88,6 @@ class FloatMatrix(Matrix):
 
     weight: Tensor
     bias: Tensor | None
-    kernel = "linear"
 
     def __call__(self, x: Tensor) -> Tensor:
         """One matmul, which takes NZ weights as they are."""
@@ -104,7 +102,6 @@ class DynamicInt8(Matrix):
     scale: Tensor  # [out], float32
     bias: Tensor | None  # [out], float32
     dtype: torch.dtype
-    kernel = "npu_dynamic_quant + npu_quant_matmul"
 
     def __call__(self, x: Tensor) -> Tensor:
         """A scale per token comes out of npu_dynamic_quant and goes into npu_quant_matmul."""
@@ -135,7 +132,6 @@ class StaticInt8(Matrix):
     input_scale: Tensor  # [1], float32
     input_offset: Tensor  # [1], int32
     dtype: torch.dtype
-    kernel = "npu_quantize + npu_quant_matmul"
 
     def __call__(self, x: Tensor) -> Tensor:
         """The division is in float32; the function's other mode would want the reciprocal in 16 bits."""
@@ -161,7 +157,6 @@ class Int4Weights(Matrix):
     bias: Tensor | None  # [out]: float16 for float16 activations, else float32
     group: int  # 0: one group
     out_features: int
-    kernel = "npu_weight_quant_batchmatmul"
 
     def __call__(self, x: Tensor) -> Tensor:
         """The weight becomes floats inside the kernel."""
@@ -185,7 +180,6 @@ class EightByFour(Matrix):
     bias: Tensor | None  # [out], of dtype
     group: int
     dtype: torch.dtype
-    kernel = "npu_dynamic_quant + npu_quant_matmul (int4)"
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rows are quantised to 8 bits when they come."""
@@ -204,11 +198,6 @@ class SideBySide(Matrix):
     """Matrices of different kinds, or slices of one that is too wide: their outputs one beside the other."""
 
     parts: tuple[Matrix, ...]
-
-    @property
-    def kernel(self) -> str:  # type: ignore[override]
-        """Those of the parts."""
-        return ", ".join(dict.fromkeys(part.kernel for part in self.parts))
 
     @property
     def nbytes(self) -> int:

@@ -44,7 +44,7 @@ def op_reasons(chip: Soc, model: ModelFacts, precision: Precision) -> dict[str, 
         "composed on the device: npu_top_k_top_p keeps all that equal the k-th and adds up from the least likely, "
         "which is not the definition"
     )
-    found["route"], found["experts"] = _route(chip, model), _experts(precision)
+    found["route"], found["experts"] = _route(chip, model), _experts(chip, precision)
     found["gqa"], found["gated_mlp"] = _gqa(chip), _gated_mlp(chip, precision)
     found["head_linear"] = _function(chip, "npu_transpose_batchmatmul", " for heads in multiples of 16, else bmm")
     found |= dict.fromkeys(("mla_prolog", "mla", "mla_sparse", "mla_epilog", "moe"), "composed of core ops")
@@ -84,9 +84,12 @@ def _route(chip: Soc, model: ModelFacts) -> str:
     return _or_composed("npu_moe_gating_top_k", refusal) if refusal else _function(chip, "npu_moe_gating_top_k")
 
 
-def _experts(precision: Precision) -> str:
+def _experts(chip: Soc, precision: Precision) -> str:
     middle = "npu_dequant_swiglu_quant" if precision == "int8" else "npu_swiglu"
-    return f"npu_moe_init_routing_v2, npu_grouped_matmul with {middle} between, npu_moe_finalize_routing"
+    here = f"npu_moe_init_routing_v2, npu_grouped_matmul with {middle} between, npu_moe_finalize_routing"
+    if precision == "float32" or not chip.has("npu_moe_distribute_dispatch_v2"):
+        return here
+    return f"{here}; among several lanes npu_moe_distribute_dispatch_v2 and _combine_v2 for batches that they take"
 
 
 def _gated_mlp(chip: Soc, precision: Precision) -> str:
