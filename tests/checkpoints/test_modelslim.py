@@ -302,6 +302,25 @@ def test_an_input_offset_that_is_none(tmp_path: Path, offset: float) -> None:
         _ = weight.quantisation
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_an_input_scale_that_is_none(tmp_path: Path, scale: float) -> None:
+    weight = opened(tmp_path, "W8A8", w8a8_static() | {"input_scale": floats(scale)}).weight(AT + "weight")
+    with pytest.raises(CheckpointError, match="input_scale"):
+        _ = weight.quantisation
+
+
+def test_scales_of_more_axes_than_needed(tmp_path: Path) -> None:
+    parts = w8a8_dynamic() | {"weight_scale": floats(0.5, 2.0, shape=(2, 1, 1))}
+    assert opened(tmp_path, "W8A8_DYNAMIC", parts).weight(AT + "weight").float32()[0].tolist() == [0.5, -1, 1.5, 63.5]
+
+
+@pytest.mark.parametrize("value", [7, ["W8A8"], {"a": 1}, None])
+def test_a_type_that_is_no_text(tmp_path: Path, value: object) -> None:
+    tensors, types = module("W8A8_DYNAMIC", w8a8_dynamic())
+    with pytest.raises(CheckpointError, match="does not name it"):
+        open_checkpoint(write_quantised(tmp_path, tensors, types | {AT + "weight": value}))
+
+
 def test_many_faults_are_shortened(tmp_path: Path) -> None:
     tensors: dict[str, Any] = {}
     types: dict[str, Any] = {}

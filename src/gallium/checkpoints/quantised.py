@@ -5,6 +5,7 @@ Formulas and layouts: msModelSlim's description of its format "AscendV1", and `q
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -89,9 +90,7 @@ class QuantisedTensor(StoredTensor):
             # The file has the bias twice: as it is, and rounded to whole steps among the integers.
             folded = np.rint(self._of_rows("bias") / output_scale)
             correction = correction - folded.astype(np.int32)
-        return Quantisation(
-            bits, scale, "static", self._one("input_scale"), self._input_offset(), output_scale, correction
-        )
+        return Quantisation(bits, scale, "static", self._input_scale(), self._input_offset(), output_scale, correction)
 
     def _codes(self, start: int, stop: int) -> NDArray[np.int8]:
         start, stop = self.first + start, self.first + stop
@@ -106,7 +105,7 @@ class QuantisedTensor(StoredTensor):
     def _scale(self) -> FloatArray:
         """`[out, groups]`; the two levels of a grouped W4A8 multiplied."""
         if self.activations == "static" and "weight_scale" not in self.companions:
-            return (self._output_scale() / np.float32(self._one("input_scale")))[:, None]
+            return (self._output_scale() / np.float32(self._input_scale()))[:, None]
         for name in ("weight_offset", "weight_offset_second"):
             if name in self.companions and self._of_rows(name).any():
                 raise UnsupportedFormat(
@@ -114,7 +113,7 @@ class QuantisedTensor(StoredTensor):
                     "compute: quantise it with `symmetric: True`."
                 )
         scale = self._of_rows("weight_scale").astype(np.float32)
-        scale = scale[:, None] if scale.ndim == 1 else scale
+        scale = scale.reshape(len(scale), math.prod(scale.shape[1:]))
         if "weight_scale_second" in self.companions:
             scale = scale * self._of_rows("weight_scale_second").astype(np.float32)
         return scale
@@ -125,6 +124,12 @@ class QuantisedTensor(StoredTensor):
         if self.companions["deq_scale"].storage == "I64":
             return values.astype(np.uint32).view(np.float32)
         return values.astype(np.float32)
+
+    def _input_scale(self) -> float:
+        scale = self._one("input_scale")
+        if not 0 < scale < math.inf:
+            raise CheckpointError(f"{self.name!r} has the input_scale {scale}; it must be a positive number.")
+        return scale
 
     def _input_offset(self) -> int:
         offset = self._one("input_offset")
