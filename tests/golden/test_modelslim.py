@@ -98,3 +98,14 @@ def test_it_talks(default: Checkpoint, tmp_path: Path) -> None:
         question = [{"role": "user", "content": "What is gravity?"}]
         answer = llm.chat(question, SamplingParams(temperature=0.0, max_tokens=48))
     assert "force" in answer.text
+
+
+def test_results_do_not_depend_on_company(moe: Checkpoint, ids: list[int], tmp_path: Path) -> None:
+    """Integers of 4 and 8 bits, experts, and keys and values on a grid: alone, together, and in chunks."""
+    folder = make(moe, tmp_path / "out", Recipe("w4a8", kv=True), TEXT)
+    prompts, greedy = [ids[:70], ids[20:33], ids[50:51]], SamplingParams(temperature=0.0, max_tokens=12)
+    with LLM(str(folder), max_step_tokens=48) as llm:
+        together = [one.token_ids for one in llm.generate(prompt_token_ids=prompts, params=greedy)]
+    with LLM(str(folder), prefix_cache=False) as llm:
+        alone = [llm.generate(prompt_token_ids=[prompt], params=greedy)[0].token_ids for prompt in prompts]
+    assert together == alone
