@@ -229,6 +229,15 @@ class AscendOps(TorchOps):
 
         return ranks.exchanged_experts(x, weights, ids, held, self.collectives, products)
 
+    def moe(self, x: Array, w: Any, spec: MoeSpec) -> Array:
+        """The shared expert in integers from end to end, as `gated_mlp`."""
+        up, down = w.shared_gate_up, w.shared_down
+        if up is None or not (self._has_swiglu_in_integers and linear.fuses(up.data, down.data)):
+            return super().moe(x, w, spec)
+        weights, ids = self.route(self.linear(x, w.router), w.router_bias, spec)
+        shared = linear.fused_mlp(x, up.data, down.data)
+        return self.all_reduce(self.add(self.experts(x, weights, ids, w.experts), shared))
+
     # -- attention ------------------------------------------------------------------------
     def kv_write(self, k: Array, v: Array, cache: KvCache, plan: Any) -> None:
         """npu_scatter_pa_kv_cache."""

@@ -47,7 +47,10 @@ def op_reasons(chip: Soc, model: ModelFacts, precision: Precision) -> dict[str, 
     found["route"], found["experts"] = _route(chip, model), _experts(chip, precision)
     found["gqa"], found["gated_mlp"] = _gqa(chip), _gated_mlp(chip, precision)
     found["head_linear"] = _function(chip, "npu_transpose_batchmatmul", " for heads in multiples of 16, else bmm")
-    found |= dict.fromkeys(("mla_prolog", "mla", "mla_sparse", "mla_epilog", "moe"), "composed of core ops")
+    found["moe"] = "composed of core ops"
+    if found["gated_mlp"] != found["moe"]:
+        found["moe"] += "; the shared expert as gated_mlp"
+    found |= dict.fromkeys(("mla_prolog", "mla", "mla_sparse", "mla_epilog"), "composed of core ops")
     return found
 
 
