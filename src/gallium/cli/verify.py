@@ -32,7 +32,7 @@ Examples:
 @model_argument
 @click.option("--against", metavar="NAME", help="The backend to compare with.  [default: cpu; for cpu: reference]")
 @click.option("--against-precision", type=click.Choice(get_args(PrecisionChoice)),
-              help="Its precision.  [default: float32, or what it has instead]")  # fmt: skip
+              help="Its precision.  [default: float32, or what it has; of integers those]")  # fmt: skip
 @click.option("--prompt", "texts", metavar="TEXT", multiple=True,
               help="Text to run; may be repeated.  [default: two built-in ones]")  # fmt: skip
 @click.option("--tokens", type=click.IntRange(1, 4096), default=24, show_default=True,

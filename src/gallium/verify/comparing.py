@@ -104,8 +104,11 @@ class Comparison:
 
 
 def judge_of(tested: Side, other: Side) -> Judge:
-    """The rules for two sides."""
-    return Judge(tested.precision, None if isinstance(other.ops, ReferenceOps) else other.precision)
+    """The rules for two sides. If both multiply the same integers, nothing but their floats can differ."""
+    if tested.integers and other.integers:
+        return Judge("bfloat16", "bfloat16")
+    rounds = None if isinstance(other.ops, ReferenceOps) else other.precision
+    return Judge(tested.precision, rounds, integers=tested.integers)
 
 
 def compare(tested: Side, other: Side, prompts: Sequence[Sequence[int]], new_tokens: int) -> Comparison:

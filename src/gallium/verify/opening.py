@@ -52,8 +52,9 @@ def open_pair(
     """Load `model` twice: on the backend of `settings`, and on `against` (default: the CPU, for itself the reference).
 
     The tested side's precision is that of `settings`; `finest` turns "auto" into float32 where the backend has it. The
-    other's default is float32, in which every difference can be judged, or what it has instead. Both stand in memory
-    at once. Raises UsageError for a side compared with itself, and the errors of loading.
+    other's default is float32, in which every difference can be judged, or what it has instead; for integers that the
+    checkpoint's maker has quantised it is theirs, which both sides must multiply alike. Both stand in memory at once.
+    Raises UsageError for a side compared with itself, and the errors of loading.
     """
     resolved = resolve_model(model, hub=settings.hub, revision=settings.revision)
     checkpoint = open_checkpoint(resolved.path)
@@ -64,8 +65,12 @@ def open_pair(
     if finest and settings.precision == "auto" and _has_float32(backend, spec):
         settings = replace(settings, precision="float32")
     tested = open_side(backend, checkpoint, spec, settings, progress)
-    asked: PrecisionChoice = against_precision or ("float32" if _has_float32(other, spec) else "auto")
-    if (other.name, asked) == (backend.name, tested.precision):
+    exact = _has_float32(other, spec) and not tested.integers
+    asked: PrecisionChoice = against_precision or ("float32" if exact else "auto")
+    if other.name == backend.name and tested.precision in (
+        asked,
+        checkpoint.stored_precision if asked == "auto" else "",
+    ):
         raise UsageError(
             f"{backend.name} in {tested.precision} would be compared with itself: choose another --against, or another "
             "--against-precision."
@@ -82,7 +87,8 @@ def open_side(
     """One backend with the model on it, in one process."""
     loaded = load(checkpoint, spec, backend, settings, progress)
     facts = {fact.name: fact.value for fact in backend.describe()} if isinstance(backend, Describes) else {}
-    return Side(backend.name, loaded.precision, loaded.model, backend.probe().emulated, facts)
+    integers = checkpoint.has_integers and loaded.precision == checkpoint.stored_precision
+    return Side(backend.name, loaded.precision, loaded.model, backend.probe().emulated, facts, integers)
 
 
 def _has_float32(backend: Backend, spec: ModelSpec) -> bool:

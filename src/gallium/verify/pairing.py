@@ -21,7 +21,7 @@ from gallium.models.decoder import Model
 from gallium.ops.handles import Step
 from gallium.ops.interface import BLOCKS, CORE_OPS, Ops
 from gallium.ops.wrappers import watched_ops
-from gallium.verify.rounding import READING, SHARPENING, WRITING, rounding_ops
+from gallium.verify.rounding import PRODUCTS, READING, SHARPENING, WRITING, rounding_ops
 from gallium.verify.verdicts import EXACT, Finding, Judge, choice_scores
 
 BEFORE, AFTER = "embedding", "head"  # what stands before the first layer, and after the last
@@ -93,7 +93,10 @@ class Pairing:
         self.growth: list[Growth] = []
         self.last_layer = ""  # known once a model is paired
         self.ops = self._facade()
-        self._rounding = None if judge.tested == "float32" else rounding_ops(other, judge.tested)
+        self._swaying = SHARPENING | PRODUCTS if judge.integers else SHARPENING
+        self._rounding = (
+            None if judge.tested == "float32" else rounding_ops(other, judge.tested, integers=judge.integers)
+        )
         self._fused = frozenset(watched_ops(tested)) - frozenset(CORE_OPS)
         self._chaining = chain
         self._inside: list[str] = []
@@ -159,7 +162,7 @@ class Pairing:
 
         None where nothing was rounded, and for ops that read or write a cache: those are judged by `_sway`.
         """
-        if op in SHARPENING | WRITING:
+        if op in self._swaying | WRITING:
             return None
         seen = [
             np.array(self.tested.download(f)) if isinstance(a, Value) else a for a, f in zip(args, forced, strict=True)
@@ -223,7 +226,7 @@ class Pairing:
 
     def _sway(self, op: str, args: Sequence[Any]) -> Any:
         """What the op gives on the other side for rounded values; None where a fixed share of rounding is enough."""
-        if self._rounding is None or op not in SHARPENING | WRITING:
+        if self._rounding is None or op not in self._swaying | WRITING:
             return None
         given = [
             self._rounding.upload(self._read(arg)) if isinstance(arg, Value) else _lane(arg, "rounded") for arg in args

@@ -104,7 +104,7 @@ def summary(rows: Sequence[OpRow]) -> list[dict[str, Any]]:
 def _side(side: Side) -> dict[str, Any]:
     return {
         "backend": side.backend, "precision": side.precision, "emulated": side.emulated, "facts": side.facts,
-        "label": side.label,
+        "integers": side.integers, "label": side.label,
     }  # fmt: skip
 
 

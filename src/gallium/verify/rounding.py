@@ -17,6 +17,8 @@ from gallium.ops.interface import BLOCKS, CORE_OPS, Ops
 from gallium.ops.tolerances import TOLERANCES, is_float
 
 SHARPENING = frozenset(("attend", "attend_latent", "gqa", "mla", "mla_sparse"))
+PRODUCTS = frozenset(("linear", "row_linear", "logits", "experts", "gated_mlp", "moe"))
+"""Where a checkpoint's integers are multiplied, activations are rounded to 8 bits with one scale for a token's row."""
 WRITING = frozenset(("kv_write", "index_write"))
 READING = frozenset(("attend", "attend_latent"))
 LEEWAY = 4.0  # one way of rounding is a sample: another's largest change may be some times as large
@@ -41,8 +43,18 @@ def rounded(values: FloatArray, precision: Precision) -> FloatArray:
     return (kept & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def rounding_ops(ops: Ops, precision: Precision) -> Ops:
-    """The same ops with every result rounded; blocks are composed. For weights that `ops` has packed."""
+def per_token(values: FloatArray) -> FloatArray:
+    """Rows on a grid of 8 bits: 127 is the largest magnitude."""
+    scale = np.abs(values).max(axis=-1, keepdims=True, initial=0.0) / np.float32(127)
+    grid: FloatArray = np.rint(np.divide(values, scale, out=np.zeros_like(values), where=scale > 0)) * scale
+    return grid
+
+
+def rounding_ops(ops: Ops, precision: Precision, *, integers: bool) -> Ops:
+    """The same ops with every result rounded, and with `integers` what is multiplied too; blocks are composed.
+
+    For weights that `ops` has packed.
+    """
 
     def nearest(value: Any) -> Any:
         if value is None or isinstance(value, tuple):
@@ -51,7 +63,10 @@ def rounding_ops(ops: Ops, precision: Precision) -> Ops:
         return ops.upload(rounded(np.array(array), precision)) if is_float(array) else value
 
     def method(name: str) -> Callable[..., Any]:
-        return lambda _, *args: nearest(getattr(ops, name)(*args))
+        honest = getattr(ops, name)
+        if integers and name in PRODUCTS:
+            return lambda _, x, *rest: nearest(honest(ops.upload(per_token(np.array(ops.download(x)))), *rest))
+        return lambda _, *args: nearest(honest(*args))
 
     def refused(_: Ops, *args: Any, **named: Any) -> Any:
         raise BackendError("rounding ops run a loaded model; they load none.")

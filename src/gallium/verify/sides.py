@@ -21,7 +21,7 @@ class Side:
     model: Model
     emulated: bool = False
     facts: dict[str, str] = field(default_factory=dict)  # of the machine, as the backend tells them
-    chosen: str = ""  # why this precision
+    integers: bool = False  # multiplies integers that the checkpoint's maker has quantised
 
     @property
     def ops(self) -> Ops:
@@ -31,7 +31,8 @@ class Side:
     @property
     def label(self) -> str:
         """`cpu (EMULATED), bfloat16`."""
-        return f"{self.backend}{' (EMULATED)' if self.emulated else ''}, {self.precision}"
+        own = " (the checkpoint's integers)" if self.integers else ""
+        return f"{self.backend}{' (EMULATED)' if self.emulated else ''}, {self.precision}{own}"
 
 
 class Sequences:

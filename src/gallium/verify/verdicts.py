@@ -70,6 +70,7 @@ class Judge:
 
     tested: Precision
     other: Precision | None
+    integers: bool = False  # the tested side alone multiplies a checkpoint's integers
 
     @property
     def sides(self) -> list[Precision]:
