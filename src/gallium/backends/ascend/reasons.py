@@ -30,7 +30,8 @@ def op_reasons(chip: Soc, model: ModelFacts, precision: Precision) -> dict[str, 
     fused = cache.fused_for(chip, dtype, model.attention, BLOCK_SIZE)
     found = dict.fromkeys(op_names(), "one operator of torch_npu")
     found |= {op: _function(chip, f"npu_{op}") for op in ONE_KERNEL}
-    found |= dict.fromkeys(("linear", "row_linear", "logits"), LINEAR.get(precision, "matmul"))
+    found |= dict.fromkeys(("linear", "row_linear"), LINEAR.get(precision, "matmul"))
+    found["logits"] = "matmul; a head stays in floating point" if precision in LINEAR else "matmul"
     if chip.has("npu_mm_all_reduce_base") and precision in ("float16", "bfloat16"):
         found["row_linear"] += "; npu_mm_all_reduce_base for many rows on 2, 4 or 8 ranks"
     found["rope"] = _rope(chip, model)
