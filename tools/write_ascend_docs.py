@@ -24,7 +24,7 @@ LATENT = AttentionSpec("mla_sparse", 64, 64, 192, 256, 0.0625, RopeSpec(64, 1e6,
 LATENT_OPS = ("attend_latent", "index_write", "index_topk")
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16", "int8", "int4")
 FUNCTIONS = (
-    "npu_fused_infer_attention_score", "npu_scatter_pa_kv_cache", "npu_add_rms_norm", "npu_interleave_rope",
+    "npu_fused_infer_attention_score", "npu_scatter_pa_kv_cache", "npu_add_rms_norm", "npu_mrope",
     "npu_swiglu", "npu_moe_gating_top_k", "npu_grouped_matmul", "npu_moe_distribute_dispatch_v2", "npu_quant_matmul",
     "npu_mm_all_reduce_base", "NPUGraph",
 )  # fmt: skip
