@@ -217,7 +217,7 @@ def self_test(tested: Side, other: Side, prompts: Sequence[Sequence[int]]) -> It
         if index is None:
             yield Outcome(fault, "", "not applicable", (), f"no layer has {fault.needs}")
         elif fault.only_in and tested.precision not in fault.only_in:
-            hidden = f"the rounding of {tested.precision} is coarser: test with --precision {fault.only_in[0]}"
+            hidden = f"{tested.precision} allows more than that: test with --precision {fault.only_in[0]}"
             yield Outcome(fault, str(index), "hidden", (), hidden)
         else:
             rows = _run(tested, other, prompts, later, fault, index)
