@@ -22,11 +22,6 @@ NZ = 29
 COUNT, HIDDEN, WIDTH, TOP_K, TOKENS = 6, 64, 64, 3, 9
 
 
-@pytest.fixture(autouse=True)
-def _internal_formats() -> None:
-    torch.npu.config.allow_internal_format = True
-
-
 def setup(precision: Precision, dtype: torch.dtype = torch.bfloat16) -> linear.Setup:
     return linear.Setup(soc.find("Ascend910B2"), DEVICE, precision, dtype)
 

@@ -19,11 +19,6 @@ LAST_BIT = 2.0**-7  # of bfloat16
 NZ = 29
 
 
-@pytest.fixture(autouse=True)
-def _internal_formats() -> None:
-    torch.npu.config.allow_internal_format = True
-
-
 def setup(precision: Precision, dtype: torch.dtype = torch.bfloat16) -> linear.Setup:
     return linear.Setup(soc.find("Ascend910B2"), DEVICE, precision, dtype)
 
