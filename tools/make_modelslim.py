@@ -5,7 +5,7 @@ the nearest and calibrates by the least and largest value, so that anyone can tr
 
   python -m tools.make_modelslim default out --type w8a8-dynamic
   python -m tools.make_modelslim zai-org/glm-edge-1.5b-chat out --type w8a8 --kv c8 --text calibration.txt
-  python -m tools.make_modelslim default out --type w8a8 --text t.txt --keep down_proj   whose input has outliers
+  python -m tools.make_modelslim default out --type w8a8 --text t.txt --smooth --keep down_proj
   python -m tools.make_modelslim GLM-4.5-Air out --type w4a8                      experts in 4 bits, a scale per row
   python -m tools.make_modelslim default out --type w4a8 --group-size 64         and per group of columns
 
@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tools.modelslim.calibration import Seen, calibrate
 from tools.modelslim.parts import Parts, w4a8_dynamic, w8a8, w8a8_dynamic
+from tools.modelslim.smoothing import Factors, smooth
 
 from gallium.checkpoints import Checkpoint, open_checkpoint, resolve_model
 from gallium.checkpoints.quantise import ENCODERS
@@ -57,6 +58,7 @@ class Recipe:
     kv: bool = False
     packed: bool = True  # False: one int4 in a byte, as before version 1.0.0
     half: bool = False  # for float16: deq_scale as int64
+    smooth: bool = False  # move outliers of activations into the weights first
     keep: tuple[str, ...] = ()  # modules that stay in floating point, by the end of their names
     part_bytes: int = 4 << 30
 
@@ -66,6 +68,7 @@ class Maker:
 
     def __init__(self, source: Checkpoint, recipe: Recipe, seen: Seen) -> None:
         self.source, self.recipe, self.seen = source, recipe, seen
+        self.factors = smooth(source, seen) if recipe.smooth else Factors()
         self.layers = int(source.config["num_hidden_layers"])
         self.experts = any(".mlp.experts." in name for name in source.names())
         self.types: dict[str, Any] = {}
@@ -77,16 +80,33 @@ class Maker:
             kind = self.kind_of(output.name)
             if kind is None:
                 self.types[output.name] = "FLOAT"
-                yield as_float(output)
+                yield self.floats(output)
                 continue
             self.kinds.add(kind)
-            weight = np.concatenate([one.float32() for one in output.sources])
+            weight = self.values(output)
             module = output.name.removesuffix("weight")
             for suffix, array in self.parts(kind, output.name, weight).items():
                 self.types[module + suffix] = kind
                 yield stored(module + suffix, array)
         if self.recipe.kv:
             yield from self.kv_scales()
+
+    def values(self, output: Output) -> FloatArray:
+        """One tensor in float32, smoothed; gate and up may be one tensor of two sources."""
+        names = [output.name]
+        if len(output.sources) == 2:
+            names = [output.name.replace("gate_up", part) for part in ("gate", "up")]
+        pairs = zip(names, output.sources, strict=True)
+        return np.concatenate([self.factors.applied(name, one.float32()) for name, one in pairs])
+
+    def floats(self, output: Output) -> StoredTensor:
+        """A tensor that is not quantised: as it is, or in bfloat16 if it is in blocks or is smoothed."""
+        first = output.sources[0]
+        if first.storage in ("F32", "F16", "BF16") and not self.factors.touches(output.name):
+            data = np.concatenate([one.raw() for one in output.sources])
+            return StoredTensor(output.name, output.shape, first.storage, data)
+        storage = "F32" if first.storage == "F32" else "BF16"
+        return StoredTensor(output.name, output.shape, storage, ENCODERS[storage](self.values(output)))
 
     def kind_of(self, name: str) -> str | None:
         """The type of one weight, None: it stays in floating point."""
@@ -106,8 +126,9 @@ class Maker:
         if kind == "W4A8_DYNAMIC":
             return w4a8_dynamic(weight, name, self.recipe.group_size, packed=self.recipe.packed)
         bias = self.source.tensors.get(name.removesuffix("weight") + "bias")
-        seen = self.seen.inputs[name if name in self.seen.inputs else name.replace("gate_up", "gate")]
-        return w8a8(weight, None if bias is None else bias.float32(), seen, half=self.recipe.half)
+        low, high = self.seen.inputs[name if name in self.seen.inputs else name.replace("gate_up", "gate")]
+        limits = float(low.min()), float(high.max())
+        return w8a8(weight, None if bias is None else bias.float32(), limits, half=self.recipe.half)
 
     def kv_scales(self) -> Iterator[StoredTensor]:
         """A symmetric grid for each channel of each layer's keys and values."""
@@ -134,16 +155,6 @@ def stored(name: str, array: NDArray[Any]) -> StoredTensor:
     """An array as a tensor of a safetensors file."""
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return StoredTensor(name, array.shape, STORAGE[array.dtype.name], data)
-
-
-def as_float(output: Output) -> StoredTensor:
-    """A tensor that is not quantised: as it is, or in bfloat16 if it is in blocks."""
-    first = output.sources[0]
-    if first.storage in ("F32", "F16", "BF16"):
-        data = np.concatenate([one.raw() for one in output.sources])
-        return StoredTensor(output.name, output.shape, first.storage, data)
-    values = np.concatenate([one.float32() for one in output.sources])
-    return StoredTensor(output.name, output.shape, "BF16", ENCODERS["BF16"](values))
 
 
 def write_parts(folder: Path, tensors: Iterator[StoredTensor], part_bytes: int) -> None:
@@ -180,9 +191,11 @@ def make(source: Checkpoint, out: Path, recipe: Recipe, text: str = "", *, overw
         raise UsageError(f"{source.path} is quantised already: name the float model.")
     gguf = source.kind == "gguf"
     seen = Seen()
-    if recipe.kv or recipe.type == "w8a8":
+    if recipe.kv or recipe.smooth or recipe.type == "w8a8":
         if not text:
-            raise UsageError("static activations and a KV cache in 8 bits are calibrated: give a text with --text.")
+            raise UsageError(
+                "static activations, smoothing and a KV cache in 8 bits are calibrated: give a text with --text."
+            )
         tokenizer = Tokenizer.from_gguf(source.metadata) if gguf else Tokenizer.from_folder(source.path)
         seen = calibrate(source, tokenizer.encode(text)[:CALIBRATION_TOKENS])
     maker = Maker(source, recipe, seen)
@@ -206,9 +219,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--type", choices=TYPES, required=True, help="how weights and activations are quantised")
     parser.add_argument("--group-size", type=int, default=0, help="w4a8: columns that share a scale; 0: all of a row")
     parser.add_argument("--kv", choices=["c8"], help="an 8-bit grid for keys and values too")
-    parser.add_argument("--text", type=Path, help="what to calibrate on, for w8a8 and --kv")
+    parser.add_argument("--text", type=Path, help="what to calibrate on, for w8a8, --kv and --smooth")
     parser.add_argument("--unpacked", action="store_true", help="the layout before version 1.0.0: one int4 in a byte")
     parser.add_argument("--half", action="store_true", help="for float16: deq_scale as int64")
+    parser.add_argument("--smooth", action="store_true",
+                        help="first move outliers of activations into the weights, where layers are dense")  # fmt: skip
     parser.add_argument("--keep", nargs="*", default=[], metavar="MODULE",
                         help="modules that stay in floating point, by the end of their names: down_proj")  # fmt: skip
     parser.add_argument("--part-size", type=float, default=4, help="GiB of one weight file")
@@ -220,6 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
         args.kv is not None,
         not args.unpacked,
         args.half,
+        args.smooth,
         tuple(args.keep),
         int(args.part_size * 2**30),
     )

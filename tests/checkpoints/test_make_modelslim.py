@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.checkpoints.safetensors_making import write_model
-from tests.models.memory_checkpoint import random_checkpoint
+from tests.models.driving import logits_of
+from tests.models.memory_checkpoint import MemoryCheckpoint, random_checkpoint
 from tests.models.small_specs import CONFIGS, spec_of
 from tools.make_modelslim import Maker, Recipe, main, make, write_parts
 from tools.make_modelslim import stored as stored_tensor
 from tools.modelslim.calibration import Seen, calibrate
 from tools.modelslim.parts import w4a8_dynamic, w8a8
+from tools.modelslim.smoothing import smooth
 
 from gallium.backends.cpu.ops import CpuOps
 from gallium.checkpoints import Checkpoint, convert, open_checkpoint
@@ -23,6 +26,7 @@ from gallium.checkpoints.safetensors_file import read_safetensors
 from gallium.errors import UsageError
 from gallium.models.catalog import load_model
 from gallium.models.config import read_spec
+from gallium.ops.handles import FloatArray
 
 
 def source_of(folder: Path, name: str = "glm4_moe-even") -> Checkpoint:
@@ -223,3 +227,34 @@ def test_convert_decodes_the_integers(tmp_path: Path) -> None:
         for name in source.names():
             exact = quantised.weight(name).float32()
             assert np.linalg.norm(again.weight(name).float32() - exact) <= error * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("name", ["glm-odd", "glm4_moe-odd", "glm4_moe-even"])
+def test_smoothing_does_not_change_the_function(tmp_path: Path, name: str) -> None:
+    """Only where rounding falls: norms and up projections are divided by what the next columns are multiplied by."""
+    spec, ids = spec_of(name), list(range(3, 60))
+    state = split_gates(random_checkpoint(spec).tensors)
+    source = open_checkpoint(write_model(tmp_path / "float", state, CONFIGS[name]))
+    seen = calibrate(source, ids)
+    before = dict(seen.inputs)
+    factors = smooth(source, seen)
+    smoothed = {tensor: factors.applied(tensor, values) for tensor, values in state.items()}
+    ops = CpuOps("float32")
+    logits = [logits_of(load_model(MemoryCheckpoint(tensors), spec, ops), ids[:20]) for tensors in (state, smoothed)]
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-3 * float(np.abs(logits[0]).max()))
+    after = calibrate(open_checkpoint(write_model(tmp_path / "smooth", smoothed, CONFIGS[name])), ids).inputs
+    for module in (Q + "weight", "model.layers.0.mlp.down_proj.weight"):
+        assert not np.allclose(before[module], after[module])
+        np.testing.assert_allclose(seen.inputs[module], after[module], rtol=1e-3, atol=1e-4)
+
+
+def split_gates(tensors: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """gate_up_proj as two tensors, as a checkpoint with one of them is smoothed."""
+    out: dict[str, FloatArray] = {}
+    for name, values in tensors.items():
+        if "gate_up_proj" in name:
+            parts = np.split(values, 2)
+            out |= {name.replace("gate_up", part): half for part, half in zip(("gate", "up"), parts, strict=True)}
+        else:
+            out[name] = values
+    return out

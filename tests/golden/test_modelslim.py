@@ -15,6 +15,7 @@ from gallium import LLM, SamplingParams
 from gallium.checkpoints import Checkpoint, open_checkpoint, resolve_model
 
 TEXT = (Path(__file__).parent / "real_text.txt").read_text(encoding="utf-8")
+CALIBRATION = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")  # another text than is measured on
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +57,13 @@ def distance(folder: Path, ids: list[int], exact: NDArray[np.float64], precision
     return kl, float((exact.argmax(-1) == rough.argmax(-1)).mean())
 
 
-# Measured at the AVX2 level: 0.036, 0.035, 0.072, 0.217 and 0.303 (docs/architecture.md).
+# Measured at the AVX2 level: 0.036, 0.014, 0.013, 0.217 and 0.189 (docs/architecture.md).
 CASES = {
     "w8a8-dynamic": (Recipe("w8a8-dynamic"), 0.06, 0.85),
-    "w8a8-dynamic-c8": (Recipe("w8a8-dynamic", kv=True), 0.06, 0.85),
-    "w8a8": (Recipe("w8a8", keep=("down_proj",)), 0.12, 0.78),
+    "w8a8-dynamic-c8": (Recipe("w8a8-dynamic", kv=True, smooth=True), 0.03, 0.88),
+    "w8a8": (Recipe("w8a8", smooth=True, keep=("down_proj",)), 0.03, 0.88),
     "w4a8": (Recipe("w4a8", keep=("down_proj",)), 0.35, 0.65),
-    "w4a8-groups": (Recipe("w4a8", group_size=64), 0.45, 0.6),
+    "w4a8-groups": (Recipe("w4a8", group_size=64, smooth=True), 0.3, 0.68),
 }
 
 
@@ -71,7 +72,7 @@ def test_the_default_model(
     default: Checkpoint, ids: list[int], exact: NDArray[np.float64], tmp_path: Path, case: str
 ) -> None:
     recipe, most, least = CASES[case]
-    kl, same = distance(make(default, tmp_path / "out", recipe, TEXT), ids, exact)
+    kl, same = distance(make(default, tmp_path / "out", recipe, CALIBRATION), ids, exact)
     assert kl < most and same > least, f"{case}: KL {kl:.4f}, top-1 agreement {same:.3f}"
 
 
@@ -79,7 +80,7 @@ def test_the_default_model(
 def test_as_a_mixture_of_experts(
     moe: Checkpoint, ids: list[int], exact: NDArray[np.float64], tmp_path: Path, kind: str, most: float, least: float
 ) -> None:
-    kl, same = distance(make(moe, tmp_path / "out", Recipe(kind), TEXT), ids, exact)
+    kl, same = distance(make(moe, tmp_path / "out", Recipe(kind)), ids, exact)
     assert kl < most and same > least, f"{kind}: KL {kl:.4f}, top-1 agreement {same:.3f}"
 
 
@@ -92,7 +93,7 @@ def test_another_precision_decodes_the_integers(
 
 
 def test_it_talks(default: Checkpoint, tmp_path: Path) -> None:
-    folder = make(default, tmp_path / "out", Recipe("w8a8-dynamic", kv=True), TEXT)
+    folder = make(default, tmp_path / "out", Recipe("w8a8-dynamic", kv=True), CALIBRATION)
     with LLM(str(folder)) as llm:
         assert "int8" in llm.assembly.summary
         question = [{"role": "user", "content": "What is gravity?"}]
@@ -102,7 +103,7 @@ def test_it_talks(default: Checkpoint, tmp_path: Path) -> None:
 
 def test_results_do_not_depend_on_company(moe: Checkpoint, ids: list[int], tmp_path: Path) -> None:
     """Integers of 4 and 8 bits, experts, and keys and values on a grid: alone, together, and in chunks."""
-    folder = make(moe, tmp_path / "out", Recipe("w4a8", kv=True), TEXT)
+    folder = make(moe, tmp_path / "out", Recipe("w4a8", kv=True), CALIBRATION)
     prompts, greedy = [ids[:70], ids[20:33], ids[50:51]], SamplingParams(temperature=0.0, max_tokens=12)
     with LLM(str(folder), max_step_tokens=48) as llm:
         together = [one.token_ids for one in llm.generate(prompt_token_ids=prompts, params=greedy)]

@@ -21,9 +21,9 @@ CHUNK = 256  # tokens of one sequence
 
 @dataclass
 class Seen:
-    """Least and largest value of each module's input, and the largest magnitude per channel of keys and values."""
+    """Per channel: least and largest value of each module's input, and the largest magnitude of keys and values."""
 
-    inputs: dict[str, tuple[float, float]] = field(default_factory=dict)
+    inputs: dict[str, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
     keys: list[FloatArray] = field(default_factory=list)  # per layer [kv_heads * head_dim]
     values: list[FloatArray] = field(default_factory=list)
 
@@ -49,9 +49,10 @@ class Watching(CpuOps):
 
     def linear(self, x: Any, w: Linear) -> Any:
         """Widen the range of each module."""
+        low, high = x.min(axis=0), x.max(axis=0)
         for name in self._names[id(w.data)]:
-            low, high = self.seen.inputs.get(name, (0.0, 0.0))
-            self.seen.inputs[name] = (min(low, float(x.min())), max(high, float(x.max())))
+            known = self.seen.inputs.get(name, (low, high))
+            self.seen.inputs[name] = np.minimum(known[0], low), np.maximum(known[1], high)
         return super().linear(x, w)
 
     def kv_write(self, k: Any, v: Any, cache: KvCache, plan: Any) -> None:
