@@ -209,6 +209,7 @@ def test_refusals() -> None:
         ("offset", {"offset": [x]}),
         ("activation_input", {"activation_input": [x]}),
         ("group_list", {"group_list": ends + 1}),
+        ("the length of group_list", {"group_list": torch.tensor([ROWS]).npu(), "group_list_type": 1}),
     ):
         with pytest.raises(RuntimeError, match=words):
             torch_npu.npu_grouped_matmul(

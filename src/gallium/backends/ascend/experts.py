@@ -30,7 +30,8 @@ from gallium.backends.torch.packing import stacked as stacked_rows
 from gallium.errors import BackendError
 from gallium.ops.handles import MoeSpec, Role, Weight
 
-BY_ROWS, ONE_RESULT, COUNTS = 0, 3, 1  # group_type, split_item, group_list_type of npu_grouped_matmul
+BY_ROWS, ONE_RESULT = 0, 3  # group_type, split_item of npu_grouped_matmul
+ENDS, COUNTS = 0, 1  # its group_list_type
 SOFTMAX, SIGMOID = 0, 1  # norm_type of npu_moe_gating_top_k
 BY_BEST_TWO = 1  # group_select_mode
 MOST_EXPERTS, SMALLEST_GROUP, GROUP_ALIGNMENT = 2048, 3, 32  # of npu_moe_gating_top_k (op-plugin's page)
@@ -90,9 +91,13 @@ class Grouped(ABC):
 
 
 def grouped(rows: Tensor, weight: Tensor, counts: Tensor, **how: object) -> Tensor:
-    """npu_grouped_matmul of rows in groups, one tensor in and one out."""
+    """npu_grouped_matmul of rows in groups, one tensor in and one out.
+
+    The function does not take a single count (op-plugin's page); where it ends is the same number.
+    """
+    kind = COUNTS if len(counts) > 1 else ENDS
     result: Tensor = torch_npu.npu_grouped_matmul(
-        [rows], [weight], group_list=counts, group_list_type=COUNTS, split_item=ONE_RESULT, group_type=BY_ROWS, **how
+        [rows], [weight], group_list=counts, group_list_type=kind, split_item=ONE_RESULT, group_type=BY_ROWS, **how
     )[0]
     return result
 

@@ -30,6 +30,7 @@ from gallium.vnpu.tensors import Blocked, Packed4, dense
 from gallium.vnpu.writing import into, write
 
 NO_GROUPS, ROWS, INNER = -1, 0, 2  # group_type
+COUNTS = 1  # group_list_type
 SEPARATE, JOINED = (0, 1), (2, 3)  # split_item: an output for each weight, or one for all
 PAIRS = 2  # group_list_type
 MOST_TENSORS, MOST_GROUPS = 128, 1024
@@ -169,6 +170,8 @@ def _by_rows(
         raise Illegal("group_list", None, "given where x is one tensor")
     if groups > MOST_GROUPS:
         raise Illegal("the number of groups", groups, f"at most {MOST_GROUPS}")
+    if list_type == COUNTS and len(group_list) == 1:
+        raise Illegal("the length of group_list", 1, "more where group_list_type is 1")
     rows = x[0].shape[0]
     if list_type == PAIRS:
         pairs = group_list.tolist()
