@@ -50,8 +50,8 @@ def test_prompts_in_chunks_and_from_the_cache(cpu: LLM, folder: Path) -> None:
 def test_the_default_models_real_weights(arch: str, tmp_path: Path) -> None:
     with engine(None, "cpu", precision="float32") as llm:
         ids = llm.tokenizer.encode(llm.render(QUESTION))
-        expected = greedy(llm, [ids, ids[:20]], 12)
+        expected = greedy(llm, [ids, ids[:20]], TOKENS)
     folder = reexpress.write_glm4_moe(tmp_path / "moe") if arch == "glm4_moe" else None
     with engine(folder, "ascend", precision="float32") as llm:
         assert llm.spec.arch == arch
-        assert greedy(llm, [ids, ids[:20]], 12) == expected
+        assert greedy(llm, [ids, ids[:20]], TOKENS) == expected

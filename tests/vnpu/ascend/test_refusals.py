@@ -14,7 +14,7 @@ from tests.api.successors import write_checkpoint
 def run_on(soc: str, *options: str) -> subprocess.CompletedProcess[str]:
     """`gallium run` on a virtual chip."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GALLIUM_")}
-    line = ["run", "--backend", "ascend", "--virtual", "--soc", soc, "--raw", "--max-tokens", "3", *options, "Hello"]
+    line = ["run", "--backend", "ascend", "--virtual", "--soc", soc, "--raw", "--max-tokens", "2", *options, "Hello"]
     command = [sys.executable, "-m", "gallium", *line]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 

@@ -19,7 +19,7 @@ async def ask(client: AsyncOpenAI, model: str, question: str) -> str:
         model=model,
         messages=[{"role": "user", "content": question}],
         stream=True,
-        max_tokens=12,
+        max_tokens=6,
         temperature=0.8,
         seed=5,
     )
