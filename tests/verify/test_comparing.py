@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.models.small_specs import CONFIGS
+from tests.models.memory_checkpoint import random_checkpoint
+from tests.models.small_specs import CONFIGS, spec_of
 from tests.models.targets import REFERENCE, Target
 from tests.ops.accelerator import PretendAccelerator
 from tests.verify.making import PROMPTS, cpu_and_reference, model, side
@@ -95,7 +96,34 @@ def test_a_fault_of_compiled_steps_shows_in_greedy_decoding() -> None:
     assert {row.finding.verdict for row in found.ops} == {row.verdict for row in found.layers} == {"pass"}
     assert found.verdict == "wrong"
     assert [answer.diverges_at for answer in found.answers] == [1, 1]
-    assert all(answer.reason.startswith("no near tie") and answer.margin > 1 for answer in found.answers)
+    for answer in found.answers:
+        assert answer.margin > 1 and answer.reason.startswith("no near tie")
+        assert answer.reason.endswith("its ops one by one do not give that token, its compiled steps do")
+
+
+class WrongLater(ReferenceOps):
+    """Rope is wrong from a position on that the steps compared first do not reach."""
+
+    def rope(self, x, plan, spec):  # type: ignore[no-untyped-def]
+        turned = super().rope(x, plan, spec)
+        return np.where((plan.positions < 14)[:, None, None], turned, 3 * x)
+
+
+def test_a_fault_beyond_the_first_steps_is_found_where_the_answers_part() -> None:
+    spec, checkpoint = model("glm-odd")
+    tested = Side("later", "float32", load_model(checkpoint, spec, WrongLater()))
+    found = compare(tested, side(REFERENCE, "glm-odd"), [PROMPTS[0]], 16)
+    assert found.answers[0].diverges_at is not None and found.answers[0].diverges_at >= 14 - len(PROMPTS[0])
+    assert {row.op for row in found.ops if row.finding.verdict == "wrong"} == {"rope"}
+
+
+def test_an_expert_that_another_token_chose_is_no_fault() -> None:
+    """In this model a near tie between experts changes the logits by more than the steps before had shown."""
+    spec = spec_of("glm4_moe-odd")
+    checkpoint = random_checkpoint(spec, 5)
+    tested = Side("cpu", "bfloat16", Target("cpu", "bfloat16").load(checkpoint, spec))
+    found = compare(tested, Side("reference", "float32", REFERENCE.load(checkpoint, spec)), PROMPTS, 6)
+    assert found.verdict == "drift"
 
 
 class Forgetful(ReferenceOps):

@@ -117,26 +117,33 @@ def compare(tested: Side, other: Side, prompts: Sequence[Sequence[int]], new_tok
     The prompts of at least one token run together: first most of each, then the rest as a second chunk, then
     DECODE_STEPS single tokens.
     """
-    theirs, their_rows = greedy(other, prompts, max(new_tokens, DECODE_STEPS))
-    ours, our_rows = greedy(tested, prompts, max(new_tokens, DECODE_STEPS))
+    count = max(new_tokens, DECODE_STEPS)
+    theirs, their_rows = greedy(other, prompts, count)
+    ours, _ = greedy(tested, prompts, count)
     pairing = Pairing(tested.ops, other.ops, judge_of(tested, other))
-    logits = run_pair(pairing, tested.model, other.model, prompts, [tokens[:DECODE_STEPS] for tokens in theirs])
-    found = Comparison(op_rows(pairing.calls), [], logits)
-    found.layers = layer_rows(pairing, found.ops, tested.model)
-    assert logits is not None  # this pairing has a chained lane
-    found.answers = [
-        _answer(ours[i], theirs[i], [rows[i] for rows in our_rows], [rows[i] for rows in their_rows], logits)
-        for i in range(len(prompts))
-    ]
-    return found
+    got, wanted = run_pair(pairing, tested.model, other.model, prompts, [tokens[:DECODE_STEPS] for tokens in theirs])
+    routed = tested.model.spec.moe is not None
+    finding = judge_growth(pairing.judge, len(tested.model.layers) + 1, got, wanted, routed=routed)
+    logits = LogitStats.of(got, wanted, finding)
+    answers = []
+    for i, prompt in enumerate(prompts):
+        answer = _answer(ours[i], theirs[i], [rows[i] for rows in their_rows], logits)
+        if answer.verdict == "wrong":
+            answer = _looked_into(
+                answer, pairing, tested.model, other.model, [*prompt, *theirs[i][: answer.diverges_at]]
+            )
+        answers.append(answer)
+    rows = op_rows(pairing.calls)
+    return Comparison(rows, layer_rows(pairing, rows, tested.model), logits, answers)
 
 
 def run_pair(
     pairing: Pairing, tested: Model, other: Model, prompts: Sequence[Sequence[int]], later: Sequence[Sequence[int]]
-) -> LogitStats | None:
+) -> tuple[FloatArray, FloatArray]:
     """Run the prompts in two chunks, and after them `later`, one token of each sequence per step.
 
-    What was seen is in the pairing afterwards; without a chained lane there are no logits to compare.
+    What was seen is in the pairing afterwards. Returns the tested side's own logits and the other's, `[rows, vocab]`;
+    without a chained lane these are empty.
     """
     lengths = [len(prompt) + len(tokens) for prompt, tokens in zip(prompts, later, strict=True)]
     ours, theirs = (Sequences(lengths, ops.block_size) for ops in (pairing.tested, pairing.other))
@@ -154,10 +161,9 @@ def run_pair(
                 (np.array(pairing.tested.download(found.chained)), np.array(pairing.other.download(found.other)))
             )
     if not rows:
-        return None
-    got, wanted = (np.concatenate(side) for side in zip(*rows, strict=True))
-    routed = tested.spec.moe is not None
-    return LogitStats.of(got, wanted, judge_growth(pairing.judge, len(tested.layers) + 1, got, wanted, routed=routed))
+        return np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
+    own, led = (np.concatenate(side) for side in zip(*rows, strict=True))
+    return own, led
 
 
 def _chunks(prompts: Sequence[Sequence[int]], later: Sequence[Sequence[int]]) -> Iterable[list[Sequence[int]]]:
@@ -249,20 +255,22 @@ def _log_softmax(x: FloatArray) -> FloatArray:
     return found
 
 
-def _answer(
-    ours: list[int], theirs: list[int], our_rows: list[FloatArray], their_rows: list[FloatArray], stats: LogitStats
-) -> Answer:
+def _answer(ours: list[int], theirs: list[int], their_rows: list[FloatArray], stats: LogitStats) -> Answer:
     """Where two answers part, and whether the margin there is no more than the logits are known to differ."""
     at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
     if at is None:
         return Answer(len(theirs), None, 0, 0, 0.0, "pass", "equal")
     a, b = ours[at], theirs[at]
     margin = float(their_rows[at][b] - their_rows[at][a])
-    seen = 2 * stats.largest_error
-    if margin <= seen:
-        reason = f"a near tie: logits differ by up to {stats.largest_error:.3g} in the steps compared op by op"
-        return Answer(len(theirs), at, b, a, margin, "drift", reason)
-    return Answer(
-        len(theirs), at, b, a, margin, "wrong",
-        f"no near tie: logits differ by no more than {stats.largest_error:.3g} in the steps compared op by op",
-    )  # fmt: skip
+    seen = f"logits differ by up to {stats.largest_error:.3g} in the steps compared op by op"
+    if margin <= 2 * stats.largest_error:
+        return Answer(len(theirs), at, b, a, margin, "drift", f"a near tie: {seen}")
+    return Answer(len(theirs), at, b, a, margin, "wrong", f"no near tie: {seen}")
+
+
+def _looked_into(answer: Answer, pairing: Pairing, tested: Model, other: Model, context: list[int]) -> Answer:
+    """Run what led to the other token op by op too: is it what the ops give, which are judged there as everywhere?"""
+    got, _ = run_pair(pairing, tested, other, [context], [[]])
+    if got[-1, answer.ours] >= got[-1, answer.theirs]:
+        return replace(answer, verdict="drift", reason="no near tie, but what its ops give one by one, see there")
+    return replace(answer, reason=f"{answer.reason}; its ops one by one do not give that token, its compiled steps do")
