@@ -158,7 +158,7 @@ def start_engine(model: Model, text: Tokenizer | None, settings: EngineSettings,
     """Size the KV cache by what memory is left, and start an engine for a model that is loaded in this process."""
     ops, spec = model.ops, model.spec
     block_size = settings.block_size or ops.block_size
-    block_bytes = ops.kv_block_bytes(spec.attention, block_size) * spec.num_layers
+    block_bytes = model.kv_block_bytes(block_size)
     kv = size_cache(
         spec, settings, block_bytes, block_size, room(device_bytes(ops), available_bytes(), emulated=emulated)
     )

@@ -64,7 +64,7 @@ def serve(engine: Connection) -> None:
     )
     model, ops = found.model, found.model.ops
     block_size = settings.block_size or ops.block_size
-    block_bytes = ops.kv_block_bytes(model.spec.attention, block_size) * model.spec.num_layers
+    block_bytes = model.kv_block_bytes(block_size)
     _tell(engine, Loaded(found.precision, found.support, block_size, block_bytes, device_bytes(ops)))
     size: MakeCaches = _next(engine)
     sizes = decode_sizes(settings.max_batch) if settings.graphs else ()

@@ -76,6 +76,11 @@ class Model:
         make, spec = self.ops.make_kv_cache, self.spec.attention
         return [make(spec, num_blocks, block_size, layer.attention.kv_grid) for layer in self.layers]
 
+    def kv_block_bytes(self, block_size: int) -> int:
+        """Bytes that one block takes in the caches of all layers together."""
+        size, spec = self.ops.kv_block_bytes, self.spec.attention
+        return sum(size(spec, block_size, layer.attention.kv_grid) for layer in self.layers)
+
     def forward(self, plan: Plan, caches: Sequence[KvCache]) -> Tensor:
         """Run one planned step and extend the caches by it -> logits `[logit rows, vocab]`."""
         ops, spec, eps = self.ops, self.spec, self.spec.eps

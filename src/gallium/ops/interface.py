@@ -96,8 +96,8 @@ class Ops(ABC):
         """An empty cache for one layer. With a `grid` (gqa only), `kv_write` puts keys and values on it."""
 
     @abstractmethod
-    def kv_block_bytes(self, spec: AttentionSpec, block_size: int) -> int:
-        """Bytes that one block of one layer takes in `make_kv_cache`."""
+    def kv_block_bytes(self, spec: AttentionSpec, block_size: int, grid: KvGrid | None = None) -> int:
+        """Bytes that one block of one layer takes in `make_kv_cache`, which a backend may make fewer with a `grid`."""
 
     # -- core ops ---------------------------------------------------------------
     @abstractmethod

@@ -156,7 +156,7 @@ class ReferenceOps(Ops):
             k, v = empty(spec.latent_dim), empty(spec.rope.dim)
         return KvCache(num_blocks, block_size, Pages(k, v, empty(spec.index_dim), grid))
 
-    def kv_block_bytes(self, spec: AttentionSpec, block_size: int) -> int:
+    def kv_block_bytes(self, spec: AttentionSpec, block_size: int, grid: KvGrid | None = None) -> int:
         """The bytes of one block's pages."""
         pages: Pages = self.make_kv_cache(spec, 1, block_size).data
         return pages.k.nbytes + pages.v.nbytes + pages.index.nbytes

@@ -8,10 +8,11 @@ import torch
 import torch_npu
 from torch import Tensor
 
+from gallium.backends.ascend.cache import Antiquant, AscendPages
 from gallium.ops.handles import AttentionSpec
 
 if TYPE_CHECKING:
-    from gallium.backends.ascend.plan import AscendPlan
+    from gallium.backends.ascend.plan import AscendPlan, Part
 
 CAUSAL = 3  # sparse_mode: aligned at the lower right corner, told by a compressed triangle
 TRIANGLE = 2048  # its side, whatever the lengths
@@ -28,25 +29,31 @@ def paged(pages: Tensor) -> Tensor:
     return pages.flatten(2)
 
 
-def decode(q: Tensor, k: Tensor, v: Tensor, plan: AscendPlan, spec: AttentionSpec) -> Tensor:
-    """One query per sequence, `[seqs, heads, width]`: layout BSND, in which its mask and modes mean nothing."""
+def decode(q: Tensor, pages: AscendPages, plan: AscendPlan, spec: AttentionSpec) -> Tensor:
+    """One query per sequence, `[seqs, heads, width]`: layout BSND, in which its mask and modes mean nothing.
+
+    An 8-bit cache is read as it is.
+    """
+    grid = pages.antiquant
+    codes = {} if grid is None else grid.arguments
     out, _ = torch_npu.npu_fused_infer_attention_score(
         q.unsqueeze(1),
-        paged(k),
-        paged(v),
+        paged(pages.k),
+        paged(pages.v),
         num_heads=spec.num_heads,
         num_key_value_heads=spec.num_kv_heads,
         input_layout="BSND",
         scale=spec.scale,
         block_table=plan.block_tables,
-        block_size=k.shape[1],
+        block_size=pages.k.shape[1],
         actual_seq_lengths_kv=plan.lengths,
+        **codes,
     )
     found: Tensor = out.squeeze(1)
     return found
 
 
-def packed(q: Tensor, k: Tensor, v: Tensor, plan: AscendPlan, spec: AttentionSpec, mask: Tensor) -> Tensor:
+def packed(q: Tensor, k: Tensor, v: Tensor, plan: AscendPlan | Part, spec: AttentionSpec, mask: Tensor) -> Tensor:
     """Any mix of prefill and decode, `[tokens, heads, width]`: layout TND, causal from the lower right corner."""
     out, _ = torch_npu.npu_fused_infer_attention_score(
         q,
@@ -65,6 +72,26 @@ def packed(q: Tensor, k: Tensor, v: Tensor, plan: AscendPlan, spec: AttentionSpe
     )
     found: Tensor = out
     return found
+
+
+def packed_codes(
+    q: Tensor, pages: AscendPages, grid: Antiquant, plan: AscendPlan, spec: AttentionSpec, mask: Tensor
+) -> Tensor:
+    """As `packed`, over an 8-bit cache, which layout TND does not take: the pages become numbers before."""
+    found = []
+    for part in plan.parts(pages.k.shape[1]):
+        k = _numbers(pages.k, part.pages, grid.k_scale, grid.k_offset)
+        v = _numbers(pages.v, part.pages, grid.v_scale, grid.v_offset)
+        found.append(packed(q[part.rows], k, v, part, spec, mask))
+    return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def _numbers(pages: Tensor, chosen: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """Exactly what `decode` computes with: `code + offset` has at most 8 bits, and is rounded only by the scale."""
+    found = pages.index_select(0, chosen).to(scale.dtype)
+    if offset is not None:
+        found += offset
+    return found.mul_(scale)
 
 
 def latent(

@@ -11,7 +11,7 @@ import torch_npu
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gallium.backends.ascend import attention, experts, heads, linear
-from gallium.backends.ascend.cache import AscendPages, Fused, fused_for
+from gallium.backends.ascend.cache import AscendPages, Fused, antiquant, fused_for, most_offset
 from gallium.backends.ascend.exchange import Exchange
 from gallium.backends.ascend.graphs import NpuGraphedStep
 from gallium.backends.ascend.plan import AscendPlan
@@ -130,9 +130,12 @@ class AscendOps(TorchOps):
     ) -> KvCache:
         """Pages of zeros, and which fused operators take them."""
         pages = caches.make_pages(spec, num_blocks, block_size, self.dtype, self.device, grid)
-        fused = fused_for(self.chip, self.dtype, spec, block_size)
+        held = pages.grid
+        fused = fused_for(self.chip, self.dtype, spec, block_size, None if held is None else most_offset(held))
         self.fuses_decoding = not (fused.decode and fused.latent)
-        return KvCache(num_blocks, block_size, AscendPages(pages.k, pages.v, pages.index, pages.grid, fused=fused))
+        codes = None if held is None else antiquant(held)
+        pages = AscendPages(pages.k, pages.v, pages.index, held, fused=fused, antiquant=codes)
+        return KvCache(num_blocks, block_size, pages)
 
     # -- rows -------------------------------------------------------------------------
     def embed(self, plan: Any, table: Linear) -> Array:
@@ -245,10 +248,7 @@ class AscendOps(TorchOps):
         if pages.fused.write or not len(k):
             super().kv_write(k, v, cache, plan)
             return
-        if pages.grid is not None:
-            k = caches.on_grid(k, pages.grid.k_scale, pages.grid.k_offset)
-            v = caches.on_grid(v, pages.grid.v_scale, pages.grid.v_offset)
-        parts = [(x if x.dim() == 3 else x[:, None]).to(self.dtype).contiguous() for x in (k, v)]
+        parts = [(x if x.dim() == 3 else x[:, None]).contiguous() for x in caches.stored(k, v, pages)]
         stores = [x if x.dim() == 4 else x[:, :, None] for x in (pages.k, pages.v)]
         slots = plan.slots(cache.block_size)
         torch_npu.npu_scatter_pa_kv_cache(*parts, *stores, slots, cache_mode="Norm")
@@ -256,11 +256,14 @@ class AscendOps(TorchOps):
     def attend(self, q: Array, cache: KvCache, plan: Any, spec: AttentionSpec) -> Array:
         """npu_fused_infer_attention_score: one query per sequence, or any mixture."""
         pages: AscendPages = cache.data
-        if len(q) and not pages.fused.decode and plan.one_each:
-            return attention.decode(q.to(self.dtype).contiguous(), pages.k, pages.v, plan, spec)
-        if len(q) and not pages.fused.packed and self._mask is not None:
-            return attention.packed(q.to(self.dtype).contiguous(), pages.k, pages.v, plan, spec, self._mask)
-        return super().attend(q, cache, plan, spec)
+        fused, codes, queries = pages.fused, pages.antiquant, q.to(self.dtype).contiguous()
+        if len(q) and not fused.decode and plan.one_each:
+            return attention.decode(queries, pages, plan, spec)
+        if fused.packed or not len(q) or self._mask is None or (plan.one_each and codes is not None):
+            return super().attend(q, cache, plan, spec)
+        if codes is None:
+            return attention.packed(queries, pages.k, pages.v, plan, spec, self._mask)
+        return attention.packed_codes(queries, pages, codes, plan, spec, self._mask)
 
     def attend_latent(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gallium.backends.torch.plan import DUMMY_PAGE, TorchPlan, put, rope_table, sent
+from gallium.backends.torch.plan import DUMMY_PAGE, FIRST_PAGE, GATHERED_SLOTS, TorchPlan, put, rope_table, sent
 from gallium.ops.handles import IntArray, RopeSpec, Step
 
 Form: TypeAlias = tuple[RopeSpec, int, torch.dtype]
@@ -31,6 +32,17 @@ def joined(positions: IntArray, spec: RopeSpec) -> NDArray[np.float32]:
     return np.concatenate(tuple(rope_table(positions, spec)[:, :, 0]), axis=1)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some sequences of a step that come one after the other, over copies of just the pages that they need."""
+
+    rows: slice  # their tokens
+    pages: torch.Tensor  # int64: which pages are copied
+    block_tables: torch.Tensor  # int32 [seqs, blocks]: into the copies
+    query_ends: list[int]
+    lengths: list[int]
+
+
 class AscendPlan(TorchPlan):
     """A TorchPlan with lengths as Python integers, which attention wants, and tables in the model's type."""
 
@@ -41,6 +53,7 @@ class AscendPlan(TorchPlan):
         self._angles: dict[Form, torch.Tensor] = {}
         self._query_ends: torch.Tensor | None = None
         self._numbers: torch.Tensor | None = None
+        self._parts: dict[int, list[Part]] = {}
 
     def _read_lengths(self) -> None:
         self.lengths: list[int] = self.step.context_lens.tolist()
@@ -53,6 +66,36 @@ class AscendPlan(TorchPlan):
         slots[len(slots) - len(padding) :] = DUMMY_PAGE * block_size + padding % block_size
         return slots
 
+    def parts(self, block_size: int) -> list[Part]:
+        """All sequences with their queries, so many at a time that copies of their pages do not take much memory."""
+        if block_size not in self._parts:
+            blocks = -(-self.step.context_lens // block_size)
+            ends = np.cumsum(blocks)
+            first, cuts = 0, []
+            while first < len(blocks):
+                before = ends[first] - blocks[first]
+                fitting = int(np.searchsorted(ends, before + GATHERED_SLOTS // block_size, side="right"))
+                cuts.append(slice(first, max(first + 1, fitting)))
+                first = cuts[-1].stop
+            made = [self._part(cut, blocks[cut]) for cut in cuts]
+            self._parts[block_size] = [part for part in made if part.query_ends[-1]]
+        return self._parts[block_size]
+
+    def _part(self, cut: slice, blocks: IntArray) -> Part:
+        step, width = self.step, int(blocks.max())
+        used = np.arange(width) < blocks[:, None]
+        tables = np.zeros(used.shape, np.int32)
+        tables[used] = np.arange(blocks.sum())
+        pages = step.block_tables[cut, :width][used].astype(np.int64) + FIRST_PAGE
+        bounds = step.query_start[cut.start : cut.stop + 1]
+        return Part(
+            slice(int(bounds[0]), int(bounds[-1])),
+            sent(pages, self.device),
+            sent(tables, self.device),
+            (bounds[1:] - bounds[0]).tolist(),
+            self.lengths[cut],
+        )
+
     @property
     def one_each(self) -> bool:
         """Whether every sequence has one query."""
@@ -62,6 +105,7 @@ class AscendPlan(TorchPlan):
         """Put another step of the same shape into the same device tensors."""
         super().load(step, live)
         self._read_lengths()
+        self._parts.clear()
         for (spec, width, _), table in self._turns.items():
             put(spread(step.positions, spec, width), table)
         for (spec, _, _), table in self._angles.items():

@@ -38,6 +38,8 @@ def op_reasons(chip: Soc, model: ModelFacts, precision: Precision) -> dict[str, 
     found["kv_write"] = _or_composed(cache.SCATTER, fused.write)
     found["index_write"] = "composed on the device: an index_copy_ of PyTorch"
     found["attend"] = _attention(fused)
+    if precision in LINEAR and model.attention.kind == "gqa" and not found["attend"].startswith("composed"):
+        found["attend"] += _codes(cache.fused_for(chip, dtype, model.attention, BLOCK_SIZE, offset=0.0))
     found["attend_latent"] = _latent(fused)
     found["index_topk"] = _or_composed(cache.INDEXER, fused.indexer)
     found["all_reduce"] = found["all_gather"] = "HCCL, through torch.distributed"
@@ -76,6 +78,13 @@ def _attention(fused: cache.Fused) -> str:
     served = " and ".join(phase for phase, reason in phases.items() if not reason)
     rest = [f"; {phase} composed on the device: {reason}" for phase, reason in phases.items() if reason]
     return f"{cache.ATTENTION} for {served}{''.join(rest)}"
+
+
+def _codes(fused: cache.Fused) -> str:
+    """How an 8-bit cache is read."""
+    decoding = f"composed on the device: {fused.decode}" if fused.decode else "read by it as they are"
+    others = "composed on the device" if fused.packed else "made numbers before it"
+    return f"; codes of an 8-bit cache in decode steps {decoding}, in others {others}"
 
 
 def _latent(fused: cache.Fused) -> str:

@@ -101,7 +101,7 @@ class CpuOps(Ops):
         """A cache of zeros whose pages the system provides when they are first written."""
         return KvCache(num_blocks, block_size, CacheData(spec, num_blocks, block_size, self.precision, grid))
 
-    def kv_block_bytes(self, spec: AttentionSpec, block_size: int) -> int:
+    def kv_block_bytes(self, spec: AttentionSpec, block_size: int, grid: KvGrid | None = None) -> int:
         """Bytes of one block of one layer."""
         return block_bytes(spec, block_size, self.precision)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from gallium.backends.torch.cache import Pages, flat
+from gallium.backends.torch.cache import Pages, flat, numbers
 from gallium.backends.torch.plan import ZERO_PAGE, TorchPlan, Window
 from gallium.backends.torch.routing import best_first
 from gallium.ops.handles import AttentionSpec, KvCache
@@ -18,13 +18,21 @@ def gather(pages: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     return flat(pages).index_select(0, slots.flatten()).view(*slots.shape, *pages.shape[2:])
 
 
+def keys_and_values(pages: Pages, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[seqs, keys, kv_heads, width]` each, as numbers."""
+    k, v, grid = gather(pages.k, slots), gather(pages.v, slots), pages.grid
+    if grid is None:
+        return k, v
+    return numbers(k, grid.k_scale, grid.k_offset, grid.dtype), numbers(v, grid.v_scale, grid.v_offset, grid.dtype)
+
+
 def attend(q: torch.Tensor, cache: KvCache, plan: TorchPlan, spec: AttentionSpec) -> torch.Tensor:
     """`softmax(q.k * scale) @ v` over positions up to the query's own -> `[tokens, heads, v_head_dim]`."""
     pages: Pages = cache.data
-    q = q.to(pages.k.dtype)
+    q = q.to(pages.dtype)
     out = q.new_zeros((len(q), spec.num_heads, spec.v_head_dim))
     for window in plan.windows(cache.block_size):
-        k, v = gather(pages.k, window.slots), gather(pages.v, window.slots)
+        k, v = keys_and_values(pages, window.slots)
         out[window.rows] = attend_window(q[window.rows], k, v, window, spec.scale)
     return out
 

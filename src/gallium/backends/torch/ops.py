@@ -145,9 +145,9 @@ class TorchOps(Ops):
         pages = caches.make_pages(spec, num_blocks, block_size, self.dtype, self.device, grid)
         return KvCache(num_blocks, block_size, pages)
 
-    def kv_block_bytes(self, spec: AttentionSpec, block_size: int) -> int:
+    def kv_block_bytes(self, spec: AttentionSpec, block_size: int, grid: KvGrid | None = None) -> int:
         """Bytes of one block of one layer."""
-        return caches.block_bytes(spec, block_size, self.dtype)
+        return caches.block_bytes(spec, block_size, self.dtype, grid)
 
     # -- rows -----------------------------------------------------------------------
     def embed(self, plan: TorchPlan, table: Linear) -> Array:
