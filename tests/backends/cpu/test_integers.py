@@ -142,7 +142,7 @@ def test_another_precision_decodes() -> None:
 
 
 def test_roles_that_stay_finer() -> None:
-    """In an int4 model the integers of an 8-bit matrix are computed when its maker kept it finer, and not when asked."""
+    """In an int4 model the integers of an 8-bit matrix are computed when its maker kept it finer, not when asked."""
     w = random_weight(1, 32, 64)
     assert CpuOps("int4").pack_linear([w], role="sensitive").data.integers is not None
     assert CpuOps("int4").pack_linear([w]).data.integers is None
