@@ -17,6 +17,7 @@ KNOWN_VARIABLES = {
     "GALLIUM_TORCH_DEVICE": "device of the torch backend, in PyTorch's words: cpu, xpu … (default: its accelerator)",
     "GALLIUM_API_KEY": "what --api-key of `gallium serve` says, without showing it in the list of processes",
     "GALLIUM_DEBUG": "1 prints tracebacks, as --debug does",
+    "GALLIUM_TRACE": "the file that `chat`, `run`, `serve`, `bench` and `LLM` write a trace of all steps to, as JSON",
     "GALLIUM_VNPU": "1 gives Python processes the virtual NPU; `gallium npu run` sets it, and those below",
     "GALLIUM_VNPU_SOC": "the chip that the virtual NPU shows (default: Ascend910B2)",
     "GALLIUM_VNPU_DEVICES": "how many virtual NPUs there are (default: 1)",
