@@ -249,6 +249,7 @@ def make_engine(
         vocab_size=spec.vocab_size if text is None else min(spec.vocab_size, text.vocab_size),
         head_rows=spec.vocab_size,
         lanes=settings.groups,
+        speculate=settings.speculate,
     )
 
     def detokenizer(params: SamplingParams) -> TextSource:
