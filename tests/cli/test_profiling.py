@@ -25,9 +25,19 @@ def test_a_section_for_prefill_and_for_each_batch(gallium, tiny):
     told = profile_of(gallium, "--shape", tiny)
     sections = {section["what"]: section for section in told["profile"]}
     assert list(sections) == ["prefill of 40", "decode, batch 1", "decode, batch 3"]
-    assert (sections["prefill of 40"]["steps"], sections["prefill of 40"]["tokens_per_step"]) == (2, 40)
-    assert (sections["decode, batch 1"]["steps"], sections["decode, batch 1"]["tokens_per_step"]) == (23, 1)
-    assert 2 < sections["decode, batch 3"]["tokens_per_step"] <= 3
+    prefill, one, three = sections.values()
+    assert (prefill["median_of"], prefill["unit"], prefill["steps"], prefill["tokens"]) == (2, "prompts", 1, 40)
+    assert (one["median_of"], one["unit"], one["steps"], one["tokens"]) == (23, "steps", 1, 1)
+    assert (three["unit"], three["steps"], three["tokens"]) == ("steps", 1, 3)
+
+
+def test_a_prompt_in_chunks_is_one(gallium, tiny):
+    prefill = profile_of(gallium, "--shape", tiny, "--max-step-tokens", "16")["profile"][0]
+    assert (prefill["median_of"], prefill["steps"], prefill["tokens"]) == (2, 3, 40)
+    whole = profile_of(gallium, "--shape", tiny)["profile"][0]
+    attention = [next(row for row in each["ops"] if row["op"] == "gqa") for each in (prefill, whole)]
+    assert attention[0]["operations"] == attention[1]["operations"]
+    assert attention[0]["weight_bytes"] == 3 * attention[1]["weight_bytes"]
 
 
 def test_a_section_adds_up(gallium, tiny):
@@ -37,7 +47,7 @@ def test_a_section_adds_up(gallium, tiny):
         assert ops["gqa"]["calls"] == spec.num_layers
         assert ops["experts"]["calls"] == spec.num_layers - spec.first_dense
         assert [row["seconds"] for row in section["ops"]] == sorted((r["seconds"] for r in ops.values()), reverse=True)
-        step, between = section["step"], section["between_ops"]
+        step, between = section["whole"], section["between_ops"]
         assert between["seconds"] >= 0
         assert step["seconds"] == pytest.approx(sum(r["seconds"] for r in ops.values()) + between["seconds"])
         assert sum(row["share"] for row in section["ops"]) + between["share"] == pytest.approx(1)
@@ -52,9 +62,9 @@ def test_decode_reads_the_weights_once(gallium):
     told = profile_of(gallium, "--threads", "1")
     prefill, decode, _ = told["profile"]
     # the head is the embedding, of which one row more is read
-    assert decode["step"]["weight_bytes"] == pytest.approx(told["weight_bytes"], rel=1e-4)
-    assert prefill["step"]["weight_bytes"] == pytest.approx(told["weight_bytes"], rel=1e-2)
-    assert decode["step"]["operations"].keys() == {"int4", "int8", "bfloat16", "float32"}
+    assert decode["whole"]["weight_bytes"] == pytest.approx(told["weight_bytes"], rel=1e-4)
+    assert prefill["whole"]["weight_bytes"] == pytest.approx(told["weight_bytes"], rel=1e-2)
+    assert decode["whole"]["operations"].keys() == {"int4", "int8", "bfloat16", "float32"}
 
 
 def test_a_backend_that_knows_no_limits_has_none_in_its_profile(gallium, tiny):
@@ -66,8 +76,8 @@ def test_a_backend_that_knows_no_limits_has_none_in_its_profile(gallium, tiny):
 
 def test_tables_for_people(gallium, tiny):
     text = gallium("bench", "--shape", tiny, *PROFILE).stdout
-    assert "prefill of 40: per step (mean of 2 steps, 40 tokens each), sizes in MB" in text
-    assert "decode, batch 1: per step (mean of 23 steps, 1 tokens each), sizes in MB" in text
+    assert "prefill of 40 (median of 2 prompts, 1 step), sizes in MB" in text
+    assert "decode, batch 1 (median of 23 steps, 1 step), sizes in MB" in text
     tables = text.split("sizes in MB\n\n")[1:]
     assert len(tables) == 3
     for lines in (each.splitlines() for each in tables):
@@ -76,7 +86,7 @@ def test_tables_for_people(gallium, tiny):
             "calls", "ms", "share", "weights", "KV", "activ.", "GB/s", "MOP", "GOP/s", "of", "limit",
         ]  # fmt: skip
         names = [row[:12].strip() for row in rows if row and "sizes" not in row and not row.startswith("decode")]
-        assert names[-2:] == ["between ops", "whole step"] and {"gqa", "experts", "sample"} <= set(names)
+        assert names[-2:] == ["between ops", "all"] and {"gqa", "experts", "sample"} <= set(names)
 
 
 def test_what_moves_nothing_and_takes_no_time_is_no_line():
@@ -86,8 +96,9 @@ def test_what_moves_nothing_and_takes_no_time_is_no_line():
         "share_of_limit": None, "limit": None,
     }  # fmt: skip
     section = {
-        "what": "decode", "steps": 1, "tokens_per_step": 1, "ops": [row], "between_ops": row | {"op": "between ops"},
-        "step": row | {"op": "whole step"},
+        "what": "decode", "median_of": 1, "unit": "steps", "steps": 1, "ops": [row],
+        "between_ops": row | {"op": "between ops"},
+        "whole": row | {"op": "all"},
     }  # fmt: skip
     assert "all_gather" not in profile_tables([section])
     section["ops"] = [row | {"share": 0.1}]
@@ -99,7 +110,7 @@ def test_a_trace_of_the_whole_bench_beside_its_profile(gallium, tiny, monkeypatc
     told = profile_of(gallium, "--shape", tiny)
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     steps = [event for event in events if event.get("cat") == "step"]
-    assert len(steps) > sum(section["steps"] for section in told["profile"])
+    assert len(steps) > sum(section["median_of"] for section in told["profile"])
     assert events[0]["args"]["name"] == "gallium: tiny (random weights), bfloat16, on cpu"
 
 

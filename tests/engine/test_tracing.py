@@ -19,6 +19,7 @@ from gallium.engine.assembly import Assembly, assemble
 from gallium.engine.tracing import Recorder, phase_of, requested
 from gallium.errors import UsageError
 from gallium.models.catalog import load_model
+from gallium.ops.costs import Cost
 from gallium.ops.handles import Step
 from gallium.ops.machine import Limits
 from gallium.ops.reference import ReferenceOps
@@ -95,36 +96,31 @@ def test_phases(sequences: list[tuple[int, int, int]], phase: str) -> None:
     assert phase_of(a_step(sequences)) == phase
 
 
-# -- sums --------------------------------------------------------------------------------------
+# -- steps -------------------------------------------------------------------------------------
 
 
-def test_sums_per_phase_and_op() -> None:
-    totals = recorded(Recorder()).totals
+def test_every_step_with_its_ops() -> None:
+    recorder = recorded(Recorder())
     # the driver wants logits of every token, so that a sequence which has begun is decoded
-    assert {name: (total.steps, total.tokens) for name, total in totals.items()} == {
-        "prefill": (1, 3), "mixed": (1, 3), "decode": (1, 2),
-    }  # fmt: skip
-    spec, total = spec_of("glm-odd"), totals["prefill"]
-    layers, hidden, heads = spec.num_layers, spec.hidden, spec.attention.num_heads
-    assert total.ops["plan"].calls == 1
-    assert total.ops["linear"].calls == 4 * layers + 1
-    attend = total.ops["attend"]
-    assert attend.calls == layers
-    assert attend.cost.num_operations == layers * 2 * 6 * heads * 2 * spec.attention.head_dim
-    assert total.ops["embed"].cost.activations == 3 * hidden * 4
-    assert 0 < sum(op.seconds for op in total.ops.values()) <= total.seconds
+    assert [(step.phase, step.tokens) for step in recorder.steps] == [("prefill", 3), ("mixed", 3), ("decode", 2)]
+    spec, step = spec_of("glm-odd"), recorder.steps[0]
+    layers, heads = spec.num_layers, spec.attention.num_heads
+    costs: dict[str, list[Cost]] = {}
+    for op in step.ops:
+        assert op.cost is not None
+        costs.setdefault(op.op, []).append(op.cost)
+    assert costs["plan"] == [Cost()]
+    assert len(costs["linear"]) == 4 * layers + 1
+    assert [cost.num_operations for cost in costs["attend"]] == layers * [2 * 6 * heads * 2 * spec.attention.head_dim]
+    assert costs["embed"][0].activations == 3 * spec.hidden * 4
+    assert all(cost is costs["attend"][0] for cost in costs["attend"])  # kept once
+    assert 0 < sum(op.seconds for op in step.ops) <= step.seconds - step.own_seconds < step.seconds
 
 
-def test_sums_begin_anew() -> None:
-    recorder = recorded(Recorder())
-    recorder.reset()
-    assert recorder.totals == {}
-
-
-def test_without_a_path_no_step_is_kept() -> None:
-    recorder = recorded(Recorder())
-    assert not recorder.steps
-    recorder.write()  # of no effect
+def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recorded(Recorder()).write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_step_that_fails_is_recorded_and_the_next_is_its_own(tmp_path: Path) -> None:
@@ -205,7 +201,6 @@ def test_the_oldest_steps_are_dropped_and_counted(tmp_path: Path, caplog: pytest
     assert [s["args"]["context"] for s in spans(trace, "step")] == [6, 7, 8, 9]
     assert (trace["otherData"]["dropped_steps"], trace["otherData"]["dropped_events"]) == (5, 5 * each)
     assert "the trace has the last 4 steps; 5 before them were dropped" in caplog.text
-    assert sum(total.steps for total in few.totals.values()) == 9  # the sums have all
 
 
 def test_a_step_that_is_longer_than_the_limit_is_kept_whole(tmp_path: Path) -> None:

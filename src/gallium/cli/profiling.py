@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from gallium.cli.terminal import ProgressBar, table
 
 if TYPE_CHECKING:
     from gallium.cli.bench import Subject
-    from gallium.engine.tracing import PhaseTotal, Recorder
+    from gallium.engine.tracing import OpEvent, Recorder, StepEvent
     from gallium.ops.costs import Cost
     from gallium.ops.machine import Limits
 
@@ -19,7 +20,11 @@ COLUMNS = ("", "calls", "ms", "share", "weights", "KV", "activ.", "GB/s", "MOP",
 def take_profile(
     subject: Subject, recorder: Recorder, limits: Limits | None, batches: tuple[int, ...], plan: dict[str, int]
 ) -> list[dict[str, Any]]:
-    """Prefill and each batch's decode once more, watched: a section for each, all figures per step."""
+    """Prefill and each batch's decode once more, watched.
+
+    A section shows the median of the prompts, or of the decode steps with all sequences: one that has happened, so that
+    its ops add up.
+    """
     from gallium.cli.measuring import Stopwatch
 
     assert subject.ops is not None  # bench refuses --profile for ranks in processes of their own
@@ -29,55 +34,76 @@ def take_profile(
             subject.ops, spec.attention, subject.precision, subject.block_size, label=subject.label, limits=limits
         )
     watch = Stopwatch(subject.engine, spec.vocab_size)
-    sections = []
+    prompts = []
     with ProgressBar("profiling") as bar:
-        recorder.reset()
         for _ in range(plan["rounds"]):
+            begin = time.perf_counter()
             watch.prefill(plan["prompt_tokens"])
-        sections.append(_section(f"prefill of {plan['prompt_tokens']}", recorder.totals["prefill"], limits))
-        bar(1, 1 + len(batches))
+            prompts.append(_since(recorder, begin))
+        sections = [_section(f"prefill of {plan['prompt_tokens']}", "prompts", prompts, limits)]
         for number, size in enumerate(batches):
-            recorder.reset()
+            bar(1 + number, 1 + len(batches))
+            begin = time.perf_counter()
             watch.decode(size, plan["context"], plan["new_tokens"])
-            sections.append(_section(f"decode, batch {size}", recorder.totals["decode"], limits))
-            bar(number + 2, 1 + len(batches))
+            steps = [[step] for step in _since(recorder, begin) if (step.phase, step.sequences) == ("decode", size)]
+            sections.append(_section(f"decode, batch {size}", "steps", steps, limits))
     return sections
 
 
-def _section(name: str, total: PhaseTotal, limits: Limits | None) -> dict[str, Any]:
-    from gallium.ops.costs import Cost
+def _since(recorder: Recorder, begin: float) -> list[StepEvent]:
+    return [step for step in recorder.steps if step.start >= begin]
 
-    busy = sum(op.seconds for op in total.ops.values())
-    longest = sorted(total.ops.items(), key=lambda item: -item[1].seconds)
-    rows = [_row(op, one.calls, one.seconds, one.cost, total, limits) for op, one in longest]
-    whole = sum((one.cost for one in total.ops.values()), Cost())
+
+def _section(name: str, unit: str, found: list[list[StepEvent]], limits: Limits | None) -> dict[str, Any]:
+    """Each of `found` is the steps of one thing of the kind `unit`."""
+    from gallium.ops.costs import Cost, total
+
+    def took(steps: list[StepEvent]) -> float:
+        return sum(step.seconds - step.own_seconds for step in steps)
+
+    median = sorted(found, key=took)[(len(found) - 1) // 2]
+    whole = took(median)
+    calls: dict[str, list[OpEvent]] = {}
+    for op in (op for step in median for op in step.ops if op.cost is not None):
+        calls.setdefault(op.op, []).append(op)
+    rows = [
+        _row(
+            op, len(each), sum(one.seconds for one in each), total(one.cost for one in each if one.cost), whole, limits
+        )
+        for op, each in calls.items()
+    ]
+    rows.sort(key=lambda row: -row["seconds"])
+    everything = total(op.cost for each in calls.values() for op in each if op.cost)
+    between = whole - sum(row["seconds"] for row in rows)
     return {
         "what": name,
-        "steps": total.steps,
-        "tokens_per_step": total.tokens / total.steps,
+        "median_of": len(found),
+        "unit": unit,
+        "steps": len(median),
+        "tokens": sum(step.tokens for step in median),
         "ops": rows,
-        "between_ops": _row("between ops", None, total.seconds - busy, Cost(), total, limits),
-        "step": _row("whole step", None, total.seconds, whole, total, limits),
+        "between_ops": _row("between ops", None, between, Cost(), whole, limits),
+        "whole": _row("all", None, whole, everything, whole, limits),
     }
 
 
 def _row(
-    name: str, calls: int | None, seconds: float, cost: Cost, total: PhaseTotal, limits: Limits | None
+    name: str, calls: int | None, seconds: float, cost: Cost, whole: float, limits: Limits | None
 ) -> dict[str, Any]:
-    """One op's figures per step. A rate, or a share of the limit, is None where nothing is known to be moved."""
+    """One op's figures. A rate, or a share of the limit, is None where nothing is known to be moved."""
     from gallium.ops.costs import roof
 
-    steps, idle = total.steps, not cost.num_bytes or not seconds
+    idle = not cost.num_bytes or not seconds
     least = None if idle or limits is None else roof(cost, limits)
     return {
         "op": name,
-        "calls": None if calls is None else calls / steps,
-        "seconds": seconds / steps,
-        "share": seconds / total.seconds,
-        "weight_bytes": cost.weights / steps,
-        "kv_bytes": cost.kv / steps,
-        "activation_bytes": cost.activations / steps,
-        "operations": {precision: count / steps for precision, count in cost.operations.items()},
+        "calls": calls,
+        "seconds": seconds,
+        "share": seconds / whole,
+        "weight_bytes": cost.weights,
+        "kv_bytes": cost.kv,
+        "activation_bytes": cost.activations,
+        "operations": dict(cost.operations),
         "bytes_per_second": None if idle else cost.num_bytes / seconds,
         "operations_per_second": None if idle else cost.num_operations / seconds,
         "share_of_limit": None if least is None else least.seconds / seconds,
@@ -90,10 +116,10 @@ def profile_tables(sections: list[dict[str, Any]]) -> str:
     parts = []
     for section in sections:
         shown = [row for row in section["ops"] if row["bytes_per_second"] is not None or row["share"] >= HIDDEN]
-        rows = [_cells(row) for row in (*shown, section["between_ops"], section["step"])]
-        steps = "1 step" if section["steps"] == 1 else f"mean of {section['steps']} steps"
+        rows = [_cells(row) for row in (*shown, section["between_ops"], section["whole"])]
+        steps = "1 step" if section["steps"] == 1 else f"{section['steps']} steps"
         parts.append(
-            f"\n{section['what']}: per step ({steps}, {section['tokens_per_step']:g} tokens each), sizes in MB\n\n"
+            f"\n{section['what']} (median of {section['median_of']} {section['unit']}, {steps}), sizes in MB\n\n"
             + table(COLUMNS, rows, right=range(1, 10))
         )
     return "\n".join(parts)
@@ -104,7 +130,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     moved = [row[kind] for kind in ("weight_bytes", "kv_bytes", "activation_bytes")]
     return [
         row["op"],
-        "" if row["calls"] is None else f"{row['calls']:g}",
+        "" if row["calls"] is None else str(row["calls"]),
         f"{row['seconds'] * 1e3:.3f}",
         f"{row['share']:.1%}",
         *("" if not size else f"{size / 1e6:.3f}" for size in moved),

@@ -1,4 +1,4 @@
-"""What a model's steps and their ops take: sums per op, and the steps themselves as a trace for chrome://tracing.
+"""What a model's steps and their ops take: kept for a profile, and written as a trace for chrome://tracing.
 
 Nothing here runs unless it was asked for: a Recorder replaces methods of one Ops object, and steps run eagerly then.
 """
@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -56,25 +55,7 @@ class StepEvent(NamedTuple):
     sequences: int
     context: int  # tokens, of all sequences together, after the step
     ops: Sequence[OpEvent]
-
-
-@dataclass
-class OpTotal:
-    """All calls of one op."""
-
-    calls: int = 0
-    seconds: float = 0.0
-    cost: Cost = field(default_factory=Cost)
-
-
-@dataclass
-class PhaseTotal:
-    """All steps of one phase."""
-
-    steps: int = 0
-    seconds: float = 0.0  # without what the recorder itself took between ops
-    tokens: int = 0
-    ops: dict[str, OpTotal] = field(default_factory=dict)
+    own_seconds: float  # what the recorder itself took between ops
 
 
 class Recorder:
@@ -87,7 +68,6 @@ class Recorder:
         self.limits: Limits | None = None
         self.label = ""
         self.emulated = False
-        self.totals: dict[Phase, PhaseTotal] = {}
         self.steps: deque[StepEvent] = deque()
         self.dropped_steps = 0
         self.dropped_events = 0
@@ -122,10 +102,6 @@ class Recorder:
         ops.plan = self._planned(ops.plan)  # type: ignore[method-assign]
         traced(ops, self._note)
 
-    def reset(self) -> None:
-        """Begin new sums. The trace goes on."""
-        self.totals = {}
-
     @contextmanager
     def step(self, step: Step) -> Iterator[None]:
         """Around one step."""
@@ -135,12 +111,18 @@ class Recorder:
             yield
         finally:
             seconds, lengths = time.perf_counter() - start, step.context_lens
-            event = StepEvent(
-                phase_of(step), start, seconds, len(step.token_ids), len(lengths), int(lengths.sum()), self._ops
+            self._keep(
+                StepEvent(
+                    phase_of(step),
+                    start,
+                    seconds,
+                    len(step.token_ids),
+                    len(lengths),
+                    int(lengths.sum()),
+                    self._ops,
+                    self._own_seconds,
+                )
             )
-            self._sum(event, seconds - self._own_seconds)
-            if self.path is not None:
-                self._keep(event)
             self._ops, self._step = [], None
 
     def write(self) -> None:
@@ -186,20 +168,6 @@ class Recorder:
             self._known.clear()
         return self._known.setdefault(key, cost)
 
-    # -- after a step -------------------------------------------------------------------
-
-    def _sum(self, event: StepEvent, seconds: float) -> None:
-        total = self.totals.setdefault(event.phase, PhaseTotal())
-        total.steps += 1
-        total.seconds += seconds
-        total.tokens += event.tokens
-        for op in event.ops:
-            if op.cost is not None:
-                row = total.ops.setdefault(op.op, OpTotal())
-                row.calls += 1
-                row.seconds += op.seconds
-                row.cost += op.cost
-
     def _keep(self, event: StepEvent) -> None:
         self.steps.append(event)
         self._events += 1 + len(event.ops)
@@ -239,7 +207,7 @@ def requested(settings: EngineSettings) -> Recorder | None:
         raise UsageError(
             "GALLIUM_TRACE traces a model in one process: leave out --tp, --dp and --ep, or unset GALLIUM_TRACE."
         )
-    return Recorder(Path(path))
+    return Recorder(Path(path).absolute())
 
 
 def watch_loaded(

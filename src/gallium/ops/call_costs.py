@@ -21,6 +21,8 @@ class CallCosts:
     def __init__(self, ops: Ops, attention: AttentionSpec, precision: Precision, block_size: int) -> None:
         self._ops = ops
         self._precision = precision
+        self._known = ops.stored if isinstance(ops, KnowsStored) else None
+        self._attended: tuple[Step, AttentionSpec, Cost] | None = None  # the last, which all layers of a step share
         assumed = 4 if precision == "float32" else 2
         value = ops.activation_bytes if isinstance(ops, KnowsActivationBytes) else assumed
         cached = costs.kv_values(attention) + attention.index_dim
@@ -37,8 +39,8 @@ class CallCosts:
 
     def stored(self, weight: Linear | Experts) -> Stored:
         """What a packed weight takes: as the backend knows, else by the bits of the model's precision."""
-        if isinstance(self._ops, KnowsStored):
-            return self._ops.stored(weight)
+        if self._known is not None:
+            return self._known(weight)
         if isinstance(weight, Experts):
             return costs.stored(3 * weight.num_experts * weight.hidden * weight.width, self._precision)
         return costs.stored(weight.in_features * weight.out_features, self._precision)
@@ -53,7 +55,7 @@ class CallCosts:
 
     def _head_linear(self, step: Step, x: Tensor, w: Linear) -> Cost:
         packed, heads = self.stored(w), x.shape[1]
-        if not isinstance(self._ops, KnowsStored):
+        if self._known is None:
             packed = Stored(packed.num_bytes * heads, packed.precision)
         return costs.linear(x.shape[0], w, packed, self.sizes, heads)
 
@@ -85,7 +87,9 @@ class CallCosts:
         return costs.kv_write(keys.shape[0], keys.shape[-1], self.sizes)
 
     def _attend(self, step: Step, q: Tensor, cache: Any, plan: Any, spec: AttentionSpec) -> Cost:
-        return costs.attend(step, spec, self.sizes)
+        if self._attended is None or self._attended[0] is not step or self._attended[1] is not spec:
+            self._attended = step, spec, costs.attend(step, spec, self.sizes)
+        return self._attended[2]
 
     def _attend_latent(
         self, step: Step, q: Tensor, q_rope: Tensor, cache: Any, plan: Any, spec: AttentionSpec, selected: Any
@@ -141,7 +145,7 @@ class CallCosts:
             self._linear(step, x, w.qkv),
             costs.rope(turned * spec.head_dim, turned * spec.rope.dim, sizes),
             costs.kv_write(tokens, costs.kv_values(spec), sizes),
-            costs.attend(step, spec, sizes),
+            self._attend(step, x, cache, plan, spec),
             self._linear(step, x, w.out),
         ]
         if w.q_gain is not None:

@@ -36,13 +36,20 @@ class Cost:
         return sum(self.operations.values())
 
     def __add__(self, other: Cost) -> Cost:
-        precisions = {**self.operations, **other.operations}
-        return Cost(
-            self.weights + other.weights,
-            self.kv + other.kv,
-            self.activations + other.activations,
-            {name: self.operations.get(name, 0) + other.operations.get(name, 0) for name in precisions},
-        )
+        return total((self, other))
+
+
+def total(parts: Iterable[Cost]) -> Cost:
+    """All together."""
+    weights = kv = activations = 0
+    operations: dict[Precision, int] = {}
+    for part in parts:
+        weights += part.weights
+        kv += part.kv
+        activations += part.activations
+        for precision, count in part.operations.items():
+            operations[precision] = operations.get(precision, 0) + count
+    return Cost(weights, kv, activations, operations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,5 +232,5 @@ def sample(rows: int, vocabulary: int, sizes: Sizes) -> Cost:
 
 def fused(parts: Iterable[Cost], values: int, sizes: Sizes) -> Cost:
     """Ops in one: of the activations only the `values` that enter or leave the whole must move."""
-    total = sum(parts, Cost())
-    return Cost(total.weights, total.kv, values * sizes.value, total.operations)
+    found = total(parts)
+    return Cost(found.weights, found.kv, values * sizes.value, found.operations)
