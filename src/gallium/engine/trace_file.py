@@ -25,12 +25,11 @@ def write_trace(path: Path, recorder: Recorder) -> None:
     try:
         with partial.open("w", encoding="utf-8") as out:
             out.write('{"displayTimeUnit": "ms",\n"otherData": ')
-            json.dump(_about(recorder), out)
+            out.write(json.dumps(_about(recorder)))
             out.write(',\n"traceEvents": [\n')
             out.write(",\n".join(map(json.dumps, _names(recorder))))
             for event in _events(recorder):
-                out.write(",\n")
-                json.dump(event, out)
+                out.write(",\n" + json.dumps(event))  # `json.dump` takes five times as long
             out.write("\n]}\n")
         partial.replace(path)
     finally:
