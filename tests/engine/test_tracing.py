@@ -124,13 +124,17 @@ def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_step_that_fails_is_recorded_and_the_next_is_its_own(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "trace.json")
-    step = a_step([(1, 9, 1)])
-    with pytest.raises(RuntimeError), recorder.step(step):
-        raise RuntimeError
+    recorder, ops, spec = Recorder(tmp_path / "trace.json"), ReferenceOps(), spec_of("glm-odd")
+    recorder.watch(ops, spec.attention, "float32", 4, label="small", limits=LIMITS)
+    step, x = a_step([(1, 9, 1)]), np.zeros((2, 3), np.float32)
+    with pytest.raises(AttributeError, match="memoryview"), recorder.step(step):
+        ops.linear("no tensor", x)  # the op's own error, and not one of counting what it cost
     with recorder.step(step):
-        pass
-    assert len(recorder.steps) == 2
+        ops.add(x, x)
+    assert [[(op.op, op.cost is None) for op in each.ops] for each in recorder.steps] == [
+        [("linear", True)], [("add", False)],
+    ]  # fmt: skip
+    written(recorder)
 
 
 # -- the trace -----------------------------------------------------------------------------------

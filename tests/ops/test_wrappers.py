@@ -108,13 +108,13 @@ def test_a_trace_waits_for_a_device_once_per_op_of_the_model() -> None:
 
 
 def test_a_trace_survives_an_op_that_fails() -> None:
-    log: list[str] = []
-    ops = traced(ReferenceOps(), lambda call: log.append(call.op))
+    log: list[tuple[str, bool]] = []
+    ops = traced(ReferenceOps(), lambda call: log.append((call.op, call.done)))
     x = np.zeros((2, 3), np.float32)
     with pytest.raises(ValueError, match="broadcast"):
         ops.add(x, np.zeros((5, 7), np.float32))
     ops.add(x, x)
-    assert log == ["add", "add"]
+    assert log == [("add", False), ("add", True)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -37,7 +37,7 @@ Phase: TypeAlias = Literal["prefill", "decode", "mixed"]
 
 
 class OpEvent(NamedTuple):
-    """One call. A part of a fused block has no cost of its own."""
+    """One call. A part of a fused block has no cost of its own, nor has a call that failed."""
 
     op: str
     start: float
@@ -153,7 +153,7 @@ class Recorder:
     def _note(self, call: OpCall) -> None:
         if self._step is None or self._costs is None:
             return
-        if call.depth:
+        if call.depth or not call.done:
             self._ops.append(OpEvent(call.op, call.start, call.seconds, None))
             return
         begin = time.perf_counter()

@@ -47,6 +47,7 @@ class OpCall(NamedTuple):
     seconds: float
     depth: int  # watched ops that it was called by: 0 unless it is a part of a fused block
     args: tuple[Any, ...]
+    done: bool  # it did not raise
 
 
 def traced(ops: Ops, log: Callable[[OpCall], None]) -> Ops:
@@ -62,16 +63,18 @@ def traced(ops: Ops, log: Callable[[OpCall], None]) -> Ops:
         def run(*args: Any) -> Any:
             nonlocal depth
             depth += 1
+            done = False
             start = time.perf_counter()
             try:
                 result = method(*args)
                 if depth == 1:
                     wait()
+                done = True
                 return result
             finally:
                 seconds = time.perf_counter() - start
                 depth -= 1
-                log(OpCall(name, start, seconds, depth, args))
+                log(OpCall(name, start, seconds, depth, args, done))
 
         return run
 
