@@ -7,8 +7,8 @@ import json
 import queue
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -95,8 +95,19 @@ PREDICTED = Way("prediction", "off", predicts=True)
 BOTH = Way("both", "ngram", predicts=True)
 
 
+PLAN: tuple[tuple[str, float, tuple[Way, ...], int], ...] = (
+    ("edits", 0.0, (OFF, LOOKUP, PREDICTED, BOTH), 1),
+    ("edits", 0.7, (OFF, LOOKUP, PREDICTED), 1),
+    ("edits", 0.0, (OFF, LOOKUP, PREDICTED), 3),
+    ("free", 0.0, (OFF, LOOKUP), 1),
+    ("free", 0.8, (OFF, LOOKUP), 1),
+    ("free", 0.8, (OFF, LOOKUP), 6),
+)
+"""Workload, temperature, ways, requests at once."""
+
+
 def jobs(assembly: Assembly, workload: str, tokens: int, temperature: float) -> list[Job]:
-    """Greedy or sampled, and never ended by the model, so that all ways do the same work."""
+    """Greedy or sampled. Free text is not ended by the model; an edit is, and has the length of its source at most."""
     texts = FREE if workload == "free" else [f"{EDITS[name]}\n\n{text}" for name, text in SOURCE.items()]
     foreseen = [""] * len(FREE) if workload == "free" else list(SOURCE.values())
     template, tokenizer = assembly.template, assembly.tokenizer
@@ -116,34 +127,57 @@ def stamped(number: int, arrived: Arrivals) -> Callable[[Delta | GalliumError], 
     return lambda delta: arrived.put((number, time.perf_counter(), delta))
 
 
-def run(assembly: Assembly, work: list[Job], way: Way, at_once: int) -> tuple[float, list[list[int]]]:
-    """(Tokens per second from the first token of a group to its last, all answers); `at_once` requests together."""
-    answers: list[list[int]] = []
-    seconds, counted = 0.0, 0
-    for first in range(0, len(work), at_once):
-        group = work[first : first + at_once]
-        arrived: Arrivals = queue.SimpleQueue()
-        found: list[list[int]] = [[] for _ in group]
-        times: list[float] = []
-        for number, job in enumerate(group):
-            assembly.engine.submit(
-                job.prompt,
-                job.params,
-                stamped(number, arrived),
-                prediction=job.prediction if way.predicts else (),
-            )
-        left = len(group)
-        while left:
-            number, when, delta = arrived.get()
-            if isinstance(delta, GalliumError):
-                raise delta
-            found[number] += delta.token_ids
-            times += [when] * len(delta.token_ids)
-            left -= delta.finish_reason is not None
-        seconds += times[-1] - times[0]
-        counted += len(times) - 1
-        answers += found
-    return counted / seconds, answers
+@dataclass
+class Spent:
+    """What groups of requests took, from the first token of each to its last."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of the process: says more than the clock while others use the machine
+
+
+def run(assembly: Assembly, group: list[Job], way: Way, spent: Spent) -> list[list[int]]:
+    """The answers of these requests, run together."""
+    arrived: Arrivals = queue.SimpleQueue()
+    found: list[list[int]] = [[] for _ in group]
+    begin, cpu = 0.0, 0.0
+    for number, job in enumerate(group):
+        prediction = job.prediction if way.predicts else ()
+        assembly.engine.submit(job.prompt, job.params, stamped(number, arrived), prediction=prediction)
+    left = len(group)
+    while left:
+        number, when, delta = arrived.get()
+        if isinstance(delta, GalliumError):
+            raise delta
+        if not begin:
+            begin, cpu = when, time.process_time()
+        found[number] += delta.token_ids
+        left -= delta.finish_reason is not None
+    spent.cpu_seconds += time.process_time() - cpu
+    spent.seconds += when - begin
+    spent.tokens += sum(map(len, found)) - 1
+    return found
+
+
+def measure(
+    engines: dict[str, Assembly], work: list[Job], ways: Sequence[Way], at_once: int, rounds: int
+) -> dict[Way, list[Spent]]:
+    """Every round runs every group in every way, one right after the other, in an order that turns."""
+    spent: dict[Way, list[Spent]] = {way: [] for way in ways}
+    groups = [work[first : first + at_once] for first in range(0, len(work), at_once)]
+    for number in range(-1, rounds):  # the first is for warmth
+        now = {way: Spent() for way in ways}
+        for group in groups:
+            expected: list[list[int]] | None = None
+            for way in ways if number % 2 == 0 else reversed(ways):
+                answers = run(engines[way.speculate], group, way, now[way])
+                if expected not in (None, answers):
+                    raise SystemExit(f"{way.name}: the answers differ from those of another way")
+                expected = answers
+        if number >= 0:
+            for way in ways:
+                spent[way].append(now[way])
+    return spent
 
 
 def main() -> None:
@@ -151,53 +185,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="default: the embedded model")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=160, help="tokens of an answer of free text")
+    parser.add_argument("--threads", type=int, help="default: the cores this process may use")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=96, help="tokens of an answer of free text")
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
     how = parser.parse_args()
     engines = {
         name: assemble(
             how.model,
-            EngineSettings(backend="cpu", precision=how.precision, kv_memory=parse_bytes("256MiB"), speculate=name),
+            EngineSettings(
+                backend="cpu",
+                precision=how.precision,
+                threads=how.threads,
+                kv_memory=parse_bytes("256MiB"),
+                speculate=name,
+            ),
         )
         for name in ("off", "ngram")
     }
     rows = []
-    for workload, temperature, ways, at_once in (
-        ("edits", 0.0, (OFF, LOOKUP, PREDICTED, BOTH), 1),
-        ("edits", 0.7, (OFF, LOOKUP, PREDICTED), 1),
-        ("edits", 0.0, (OFF, LOOKUP, PREDICTED), 3),
-        ("free", 0.0, (OFF, LOOKUP), 1),
-        ("free", 0.8, (OFF, LOOKUP), 1),
-        ("free", 0.8, (OFF, LOOKUP), 6),
-    ):
+    print("each cell: tokens/s (ratio to off, its range over rounds), and the same ratio by CPU time")
+    for workload, temperature, ways, at_once in PLAN:
         work = jobs(engines["off"], workload, how.tokens, temperature)
-        speeds: dict[str, list[float]] = {way.name: [] for way in ways}
-        expected = run(engines["off"], work, OFF, at_once)[1]
         before = engines["ngram"].engine.stats()
-        for number in range(how.rounds):
-            for way in ways if number % 2 == 0 else reversed(ways):
-                speed, answers = run(engines[way.speculate], work, way, at_once)
-                if answers != expected:
-                    raise SystemExit(f"{workload}, {way.name}: the answers differ from those without speculation")
-                speeds[way.name].append(speed)
+        spent = measure(engines, work, ways, at_once, how.rounds)
         after = engines["ngram"].engine.stats()
-        for way in ways:
-            ratios = [a / b for a, b in zip(speeds[way.name], speeds[OFF.name], strict=True)]
+        for way, rounds in spent.items():
+            pairs = list(zip(rounds, spent[OFF], strict=True))
+            by_clock = [b.seconds / a.seconds for a, b in pairs]
+            by_cpu = [b.cpu_seconds / a.cpu_seconds for a, b in pairs]
             rows.append({
                 "workload": workload, "temperature": temperature, "at_once": at_once, "way": way.name,
-                "tokens_per_second": statistics.median(speeds[way.name]), "ratio": statistics.median(ratios),
-                "rounds": speeds[way.name],
+                "tokens_per_second": statistics.median(one.tokens / one.seconds for one in rounds),
+                "ratio": statistics.median(by_clock), "ratio_by_cpu_time": statistics.median(by_cpu),
+                "rounds": [asdict(one) for one in rounds],
             })  # fmt: skip
             print(
-                f"{workload:8} T {temperature}  {at_once} at once  {way.name:18} {rows[-1]['tokens_per_second']:7.1f} "
-                f"tokens/s  x {rows[-1]['ratio']:.2f}  (rounds {min(ratios):.2f} to {max(ratios):.2f})",
+                f"{workload:6} T {temperature}  {at_once} at once  {way.name:18} {rows[-1]['tokens_per_second']:6.1f} "
+                f"(x {rows[-1]['ratio']:.2f}, {min(by_clock):.2f} to {max(by_clock):.2f})"
+                f"  CPU x {rows[-1]['ratio_by_cpu_time']:.2f}, {min(by_cpu):.2f} to {max(by_cpu):.2f}",
                 flush=True,
             )
         drafted = after.drafted_tokens - before.drafted_tokens
-        print(
-            f"{'':8} engine with ngram: {after.accepted_tokens - before.accepted_tokens} of {drafted} drafts accepted"
-        )
+        accepted = after.accepted_tokens - before.accepted_tokens
+        print(f"{'':6} engine with ngram: {accepted} of {drafted} drafts accepted", flush=True)
     result = {"what": "speculation", "machine": machine(), "model": how.model or "embedded default", "rows": rows}
     if how.out:
         write_result(how.out, json.dumps(result, indent=2))
