@@ -19,6 +19,7 @@ class StepTimes:
         self._times: dict[int, deque[tuple[int, float]]] = {}
         self._last: dict[int, int] = {}  # class -> number of its last step
         self._steps = 0
+        self._fresh = False  # whether the two lists below are up to date
         self._widths: list[float] = []  # rising, and so are the medians
         self._medians: list[float] = []
 
@@ -28,18 +29,12 @@ class StepTimes:
         kind = _class(width)
         self._times.setdefault(kind, deque(maxlen=KEPT)).append((width, seconds))
         self._last[kind] = self._steps
-        for old in [k for k, last in self._last.items() if self._steps - last > STALE]:
-            del self._times[old], self._last[old]
-        self._widths, self._medians = [], []
-        highest = 0.0
-        for kind in sorted(self._times):
-            seen = self._times[kind]
-            highest = max(highest, statistics.median(t for _, t in seen))
-            self._widths.append(statistics.fmean(w for w, _ in seen))
-            self._medians.append(highest)
+        self._fresh = False
 
     def expected(self, width: int) -> float:
         """Seconds of a step of `width` tokens; before the first step, in units of a step of one token."""
+        if not self._fresh:
+            self._refresh()
         if not self._widths:
             return 1 + GUESS * (width - 1)
         if len(self._widths) == 1:
@@ -50,6 +45,18 @@ class StepTimes:
         t0, t1 = self._medians[right - 1], self._medians[right]
         slope = (t1 - t0) / (w1 - w0)
         return max(t0 + slope * (width - w0), 0.5 * self._medians[0])
+
+    def _refresh(self) -> None:
+        for old in [kind for kind, last in self._last.items() if self._steps - last > STALE]:
+            del self._times[old], self._last[old]
+        self._widths, self._medians = [], []
+        highest = 0.0
+        for kind in sorted(self._times):
+            seen = self._times[kind]
+            highest = max(highest, statistics.median(t for _, t in seen))
+            self._widths.append(statistics.fmean(w for w, _ in seen))
+            self._medians.append(highest)
+        self._fresh = True
 
 
 def _class(width: int) -> int:
