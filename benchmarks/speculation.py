@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="default: the cores this process may use")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=96, help="tokens of an answer of free text")
+    parser.add_argument("--cells", type=int, nargs="+", default=range(len(PLAN)), help="which lines of PLAN, from 0")
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
     how = parser.parse_args()
     engines = {
@@ -205,7 +206,7 @@ def main() -> None:
     }
     rows = []
     print("each cell: tokens/s (ratio to off, its range over rounds), and the same ratio by CPU time")
-    for workload, temperature, ways, at_once in PLAN:
+    for workload, temperature, ways, at_once in (PLAN[cell] for cell in how.cells):
         work = jobs(engines["off"], workload, how.tokens, temperature)
         before = engines["ngram"].engine.stats()
         spent = measure(engines, work, ways, at_once, how.rounds)
