@@ -11,12 +11,14 @@ from gallium.errors import UsageError
 
 PrecisionChoice = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"]
 Hub = Literal["huggingface", "modelscope"]
+Speculation = Literal["off", "ngram"]
 KNOWN_VARIABLES = {
     "GALLIUM_CPU_LEVEL": "instruction-set level of the CPU kernels: generic, avx2, avx512 or amx (default: the best)",
     "GALLIUM_THREADS": "threads of the CPU kernels (default: the cores this process may use)",
     "GALLIUM_TORCH_DEVICE": "device of the torch backend, in PyTorch's words: cpu, xpu … (default: its accelerator)",
     "GALLIUM_API_KEY": "what --api-key of `gallium serve` says, without showing it in the list of processes",
     "GALLIUM_DEBUG": "1 prints tracebacks, as --debug does",
+    "GALLIUM_TRACE": "the file that `chat`, `run`, `serve`, `bench` and `LLM` write a trace of all steps to, as JSON",
     "GALLIUM_VNPU": "1 gives Python processes the virtual NPU; `gallium npu run` sets it, and those below",
     "GALLIUM_VNPU_SOC": "the chip that the virtual NPU shows (default: Ascend910B2)",
     "GALLIUM_VNPU_DEVICES": "how many virtual NPUs there are (default: 1)",
@@ -51,6 +53,7 @@ class EngineSettings:
     max_step_tokens: int = 512  # tokens per step of each group: the chunk of chunked prefill
     prefix_cache: bool = True
     graphs: bool = True  # capture decode steps, where the backend can
+    speculate: Speculation = "off"  # where drafts come from; a request's own prediction is used in any case
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(PrecisionChoice):
@@ -59,6 +62,8 @@ class EngineSettings:
             )
         if self.hub not in get_args(Hub):
             raise UsageError(f"unknown hub {self.hub!r}; choose from {', '.join(get_args(Hub))}.")
+        if self.speculate not in get_args(Speculation):
+            raise UsageError(f"unknown speculation {self.speculate!r}; choose from {', '.join(get_args(Speculation))}.")
         for name in ("threads", "dp", "kv_memory", "block_size", "max_context"):
             value = getattr(self, name)
             if value is not None and value < 1:

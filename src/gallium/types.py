@@ -107,6 +107,10 @@ class Delta:
     """The stop token id or stop string that ended the choice, if one did."""
     cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache; set on the first piece of a choice."""
+    accepted_prediction_tokens: int = 0
+    """Tokens of the request's prediction that the answer has; set on the last piece of a choice."""
+    rejected_prediction_tokens: int = 0
+    """Tokens of the request's prediction that the answer has not; set on the last piece of a choice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,26 @@ def test_greedy_chat_is_that_of_the_python_api(client: OpenAI, default_llm: LLM)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == expected.text
 
 
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_prediction_gives_the_same_answer_and_is_counted(client: OpenAI, default_server: Served, parts: bool) -> None:
+    text = "The river runs for ninety miles. Three old bridges cross it, and carts use them every day."
+    asked: Any = [{"role": "user", "content": f"Repeat this text exactly, but write Four instead of Three: {text}"}]
+    fields: dict[str, Any] = {"model": client.models.list().data[0].id, "messages": asked, "max_tokens": 40}
+    content: Any = [{"type": "text", "text": text[:50]}, {"type": "text", "text": text[50:]}] if parts else text
+    before = default_server.health()["engine"]["accepted_tokens"]
+    for sampled in ({"temperature": 0}, {"temperature": 0.6, "seed": 4}):
+        plain = client.chat.completions.create(**fields, **sampled)
+        answer = client.chat.completions.create(**fields, **sampled, prediction={"type": "content", "content": content})
+        assert answer.choices[0].message == plain.choices[0].message
+        assert answer.usage is not None and plain.usage is not None
+        assert answer.usage.completion_tokens == plain.usage.completion_tokens
+        details = answer.usage.completion_tokens_details
+        assert details is not None and details.accepted_prediction_tokens is not None
+        assert details.accepted_prediction_tokens > 3 and details.rejected_prediction_tokens is not None
+        assert plain.usage.completion_tokens_details is None
+    assert default_server.health()["engine"]["accepted_tokens"] > before
+
+
 def test_a_short_answer_stops_by_itself(client: OpenAI, default_llm: LLM) -> None:
     messages: Any = [{"role": "user", "content": "Say only: yes"}]
     expected = default_llm.chat(messages, SamplingParams(temperature=0, max_tokens=200))

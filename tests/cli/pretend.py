@@ -120,7 +120,12 @@ def install(assembly: PretendAssembly, patch: Callable[[str, Any], None]) -> Pre
     """Let `assemble` give this assembly, whatever it is asked for."""
 
     def assemble(
-        model: str | None, settings: EngineSettings, *, progress: Any = None, need_tokenizer: bool = True
+        model: str | None,
+        settings: EngineSettings,
+        *,
+        progress: Any = None,
+        need_tokenizer: bool = True,
+        recorder: Any = None,
     ) -> PretendAssembly:
         if progress is not None:
             progress(1, 1)

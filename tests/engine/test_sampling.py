@@ -126,6 +126,31 @@ def test_all_fields_together(drawn: tuple[SamplingParams, list[int], list[int], 
     assert_as_defined(*drawn)
 
 
+@given(draws(), st.lists(ids, max_size=6))
+def test_a_look_ahead_is_as_if_drafts_were_accepted_and_leaves_no_trace(
+    drawn: tuple[SamplingParams, list[int], list[int], set[int]], drafts: list[int]
+) -> None:
+    params, prompt, answer, eos = drawn
+    drafts = [token for token in drafts if token not in ending_ids(params, eos)]
+    state = state_after(params, prompt, answer, eos)
+    for _ in range(2):
+        states = state.ahead(drafts)
+        how = sampler_inputs(states, list(range(len(states))), VOCAB)
+        for row in range(1 + len(drafts)):
+            expected = dense(params, prompt, [*answer, *drafts[:row]], eos)
+            np.testing.assert_allclose(adjusted(LOGITS, how, row), expected, rtol=1e-5, atol=1e-4)
+
+
+@given(draws(), st.lists(ids, max_size=6))
+def test_a_look_ahead_over_any_drafts_adjusts_each_token_once(
+    drawn: tuple[SamplingParams, list[int], list[int], set[int]], drafts: list[int]
+) -> None:
+    params, prompt, answer, eos = drawn
+    for state in state_after(params, prompt, answer, eos).ahead(drafts):
+        assert len(set(state.ids.tolist())) == state.count
+        assert not np.isnan(state.bias).any() and not np.isnan(state.scale).any()
+
+
 def test_rows_keep_their_own_adjustments() -> None:
     states = [
         state_after(SamplingParams(temperature=0.5, top_k=3), [1], []),

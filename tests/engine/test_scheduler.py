@@ -6,7 +6,7 @@ import pytest
 
 from gallium.engine.blocks import BlockManager
 from gallium.engine.request import Sequence, State
-from gallium.engine.scheduler import Schedule, Scheduler
+from gallium.engine.scheduler import Chance, Schedule, Scheduler
 from gallium.errors import ContextTooLong
 
 
@@ -244,3 +244,69 @@ def test_sequences_that_cannot_grow_need_no_spare_block() -> None:
     s.add(seq(3, 2, new=1))
     assert [r[0] for r in step(s)] == [0, 1, 2]
     assert [one.arrival[0] for one in s.waiting] == [3]  # the third may want another block
+
+
+# -- drafts --------------------------------------------------------------------------------------
+
+
+def drafting(scheduler: Scheduler[Sequence], count: int) -> list[Chance]:
+    """Let every decode propose `count` tokens; what it was told each time."""
+    asked: list[Chance] = []
+
+    def propose(seq: Sequence, chance: Chance) -> list[int]:
+        asked.append(chance)
+        return [900 + n for n in range(min(count, chance.limit))]
+
+    scheduler.propose = propose
+    return asked
+
+
+def test_drafts_get_what_decodes_and_prompts_leave_of_a_step() -> None:
+    s = make(max_step_tokens=12)
+    s.add(seq(0, 3, new=30))
+    s.add(seq(1, 3, new=30))
+    step(s)
+    asked = drafting(s, 5)
+    s.add(seq(2, 6))
+    plan = s.schedule()
+    assert [(i.start, i.count, i.drafts) for i in plan.items] == [
+        (3, 5, (900, 901, 902, 903)), (3, 1, ()), (0, 6, ()),
+    ]  # fmt: skip
+    assert asked == [Chance(limit=4, width=8, draws=3)]
+
+
+def test_drafts_end_with_the_answer() -> None:
+    s = make()
+    s.add(one := seq(0, 3, new=4))
+    step(s)
+    drafting(s, 9)
+    (item,) = s.schedule().items
+    assert item.drafts == (900, 901) and one.num_computed == one.max_computed == 6
+
+
+def test_blocks_of_wrong_drafts_are_given_back_and_those_of_right_ones_are_named() -> None:
+    s = make(num_blocks=8)
+    s.add(one := seq(0, 4, new=25))
+    step(s)
+    drafting(s, 11)
+    plan = s.schedule()
+    assert s.schedule().items == [], "nothing more of it can be planned before the verdict"
+    assert len(one.block_table) == 4
+    s.commit(plan, {one: 4})
+    s.check()
+    assert one.num_computed == one.num_committed == 9 and len(one.block_table) == 3
+    one.tokens += [900, 901, 902, 903, 5]
+    assert s.known_prefix(Sequence(arrival=(9, 0), tokens=[*one.tokens[:8], 1], max_computed=9)) == 8
+    assert s.known_prefix(Sequence(arrival=(9, 0), tokens=[*one.tokens[:5], *range(900, 911)], max_computed=99)) == 8
+    assert one.remaining == 1
+
+
+def test_drafts_take_no_block_that_another_decode_may_need() -> None:
+    s = make(num_blocks=5)
+    s.add(seq(0, 4, new=16))
+    s.add(seq(1, 4, new=16))
+    step(s)
+    drafting(s, 9)
+    first, second = s.schedule().items
+    assert len(first.drafts) == 3 and second.count == 1 + len(second.drafts)
+    assert s.num_preemptions == 0 and s.blocks.num_free >= 1

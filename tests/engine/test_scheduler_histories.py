@@ -1,4 +1,4 @@
-"""Random histories of submits, cancels and steps: no block leaked or shared by mistake, everybody ends."""
+"""Random histories of submits, cancels, drafts and steps: no block leaked or shared by mistake, everybody ends."""
 
 from __future__ import annotations
 
@@ -8,9 +8,24 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from gallium.engine.blocks import BlockManager
 from gallium.engine.request import Sequence, State
-from gallium.engine.scheduler import Schedule, Scheduler
+from gallium.engine.scheduler import Chance, Item, Schedule, Scheduler
 
 STEPS_PER_REQUEST = 400
+
+
+def following(text: list[int]) -> int:
+    """The token that the pretend model draws after `text`."""
+    return (sum(text) + len(text)) % 2
+
+
+def verified(item: Item[Sequence]) -> list[int]:
+    """The drafts that were right, and the token after them."""
+    text = list(item.seq.tokens)
+    for draft in item.drafts:
+        if draft != following(text):
+            break
+        text.append(draft)
+    return [*text[len(item.seq.tokens) :], following(text)]
 
 
 class Histories(RuleBasedStateMachine):
@@ -23,6 +38,7 @@ class Histories(RuleBasedStateMachine):
         max_step_tokens=st.integers(1, 9),
         prefix_cache=st.booleans(),
         lag=st.booleans(),
+        guess=st.sampled_from(["nothing", "right", "wrong", "half"]),
     )
     def start(
         self,
@@ -32,13 +48,18 @@ class Histories(RuleBasedStateMachine):
         max_step_tokens: int,
         prefix_cache: bool,
         lag: bool,
+        guess: str,
     ) -> None:
         self.blocks = BlockManager(num_blocks, block_size)
         self.scheduler: Scheduler[Sequence] = Scheduler(
             self.blocks, max_batch=max_batch, max_step_tokens=max_step_tokens, prefix_cache=prefix_cache
         )
+        if guess != "nothing":
+            self.scheduler.propose = self.propose
         self.size = block_size
         self.lag = lag
+        self.guess = guess
+        self.asked = 0
         self.planned: Schedule[Sequence] | None = None
         self.cache: dict[int, tuple[int, int]] = {}  # slot -> (position, token)
         self.open: list[Sequence] = []
@@ -73,6 +94,20 @@ class Histories(RuleBasedStateMachine):
         for _ in range(times):
             self.one_step()
 
+    def propose(self, seq: Sequence, chance: Chance) -> list[int]:
+        """What will come, its opposite, or first the one and then the other; as many as there is room for, or fewer."""
+        assert chance.limit >= 1 and seq.num_computed + chance.limit <= seq.max_computed
+        assert chance.limit + chance.width <= self.scheduler.max_step_tokens
+        self.asked += 1
+        text = list(seq.tokens)
+        drafts: list[int] = []
+        for number in range(min(chance.limit, self.asked % 7)):
+            token = following(text)
+            right = self.guess == "right" or (self.guess == "half" and number < self.asked % 3)
+            drafts.append(token if right else 1 - token)
+            text.append(drafts[-1])
+        return drafts
+
     @invariant()
     def blocks_are_where_they_should_be(self) -> None:
         self.scheduler.check()
@@ -86,39 +121,40 @@ class Histories(RuleBasedStateMachine):
         total = sum(item.count for item in schedule.items)
         assert total <= self.scheduler.max_step_tokens
         for item in live:
-            self.write(item.seq, item.start, item.count)
+            self.write(item.seq, [*item.seq.tokens, *item.drafts], item.start, item.count)
         for item in live:
-            self.read(item.seq, item.start + item.count)
-        drawn = [item.seq for item in live if item.draws]
+            self.read(item.seq, [*item.seq.tokens, *item.drafts], item.start + item.count)
+        drawn = {item.seq: verified(item) for item in live if item.draws}
         if self.lag:
             self.planned = self.scheduler.schedule()
             self.scheduler.check()
         elif first is not None:
             assert live[0].seq is first, "the oldest must move in every step"
-        self.scheduler.commit(schedule)
-        for seq in drawn:
+        self.scheduler.commit(schedule, {seq: len(tokens) - 1 for seq, tokens in drawn.items()})
+        for seq, tokens in drawn.items():
             assert seq.state is not State.FINISHED
-            seq.tokens.append((sum(seq.tokens) + len(seq.tokens)) % 2)
+            seq.tokens += tokens
+            assert seq.state is not State.RUNNING or seq.num_computed == len(seq.tokens) - 1 + seq.pending
             assert len(seq.tokens) <= seq.max_computed + 1
             if len(seq.tokens) == seq.max_computed + 1:
                 self.scheduler.remove(seq)
                 self.open.remove(seq)
         self.scheduler.check()
 
-    def write(self, seq: Sequence, start: int, count: int) -> None:
+    def write(self, seq: Sequence, text: list[int], start: int, count: int) -> None:
         """What a device does with the keys of one chunk. Shared blocks are never written again."""
         for position in range(start, start + count):
             block = seq.block_table[position // self.size]
             slot = block * self.size + position % self.size
             others = [s for s in self.scheduler.running if s is not seq and block in s.block_table]
             assert not others, "wrote into a shared block"
-            self.cache[slot] = (position, seq.tokens[position])
+            self.cache[slot] = (position, text[position])
 
-    def read(self, seq: Sequence, length: int) -> None:
+    def read(self, seq: Sequence, text: list[int], length: int) -> None:
         """What a device reads for one chunk must be exactly this sequence's own text."""
         for position in range(length):
             slot = seq.block_table[position // self.size] * self.size + position % self.size
-            assert self.cache[slot] == (position, seq.tokens[position])
+            assert self.cache[slot] == (position, text[position])
 
     def teardown(self) -> None:
         """Everybody ends within a bounded number of steps, and then every block is free."""

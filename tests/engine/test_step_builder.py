@@ -13,7 +13,7 @@ from gallium.engine.blocks import BlockManager
 from gallium.engine.request import Choice, Job, Request, Scoring
 from gallium.engine.sampling import SamplingState
 from gallium.engine.scheduler import Item, Scheduler
-from gallium.engine.step_builder import build
+from gallium.engine.step_builder import Draw, build
 from gallium.engine.stopping import Stopper
 from gallium.types import SamplingParams
 
@@ -61,15 +61,40 @@ def test_decodes_chunks_and_scored_prompts_side_by_side() -> None:
     assert step.query_start.tolist() == [0, 1, 7, 10, 12]
     assert step.context_lens.tolist() == [6, 9, 3, 2]
     assert step.block_tables.tolist() == [[7, 2, -1], [5, 0, 3], [4, -1, -1], [8, -1, -1]]
-    assert batch.draws == [decoding, ending] and batch.scored == [(scored, 3)]
+    assert batch.draws == [Draw(decoding), Draw(ending)] and batch.scored == [(scored, 3)]
     assert step.logit_rows.tolist() == [0, 11, 7, 8, 9]  # first the draws, then the scored rows
     arrays = (step.token_ids, step.positions, step.query_start, step.context_lens, step.block_tables, step.logit_rows)
     assert {a.dtype for a in arrays} == {np.dtype(np.int32)}
 
 
+def test_drafts_are_computed_and_each_has_a_row_to_draw_from() -> None:
+    drafting = choice(0, [10, 11, 12], [7, 2])
+    plain = choice(1, [20, 21], [5])
+    scored = scoring(2, [50], [4])
+    items: list[Item[Job]] = [
+        Item(drafting, 2, 4, True, 0, (70, 71, 72)),
+        Item(plain, 1, 1, True, 0),
+        Item(scored, 0, 1, True, 0),
+    ]
+    batch = build(items, SIZE)
+    assert batch.step.token_ids.tolist() == [12, 70, 71, 72, 21, 50]
+    assert batch.step.positions.tolist() == [2, 3, 4, 5, 1, 0]
+    assert batch.step.context_lens.tolist() == [6, 2, 1]
+    assert batch.step.block_tables.tolist() == [[7, 2], [5, -1], [4, -1]]
+    assert batch.step.logit_rows.tolist() == [0, 1, 2, 3, 4, 5]
+    assert batch.draws == [Draw(drafting, (70, 71, 72)), Draw(plain)]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "accepted"), [([9, 8, 7, 6], 0), ([1, 8, 3, 6], 1), ([1, 2, 3, 4], 3), ([8, 2, 3, 4], 0)]
+)
+def test_drafts_are_accepted_up_to_the_first_that_was_not_drawn(drawn: list[int], accepted: int) -> None:
+    assert Draw(choice(0, [5], [0]), (1, 2, 3)).accepted(drawn) == accepted
+
+
 def test_a_step_without_a_draw_has_no_logit_rows() -> None:
     batch = build([Item(choice(0, list(range(9)), [1, 0, 2]), 0, 4, False, 0)], SIZE)
-    assert batch.step.logit_rows.tolist() == [] and batch.draws == batch.scored == []
+    assert batch.step.logit_rows.tolist() == [] and not batch.draws and not batch.scored
     assert batch.step.block_tables.tolist() == [[1]]
 
 
@@ -100,7 +125,7 @@ def test_over_a_random_history_every_token_is_computed_once_and_in_its_own_slot(
                 slot = item.seq.block_table[position // SIZE] * SIZE + position % SIZE
                 assert owner[slot] == (item.seq.arrival[0], position)
         scheduler.commit(schedule)
-        for drawn in batch.draws:
+        for drawn in (draw.choice for draw in batch.draws):
             drawn.tokens.append(rng.randrange(100))
             if len(drawn.tokens) - drawn.prompt_len == 5:
                 scheduler.remove(drawn)

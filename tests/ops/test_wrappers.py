@@ -18,7 +18,7 @@ from gallium.errors import BackendError
 from gallium.models.catalog import load_model
 from gallium.ops.interface import CORE_OPS, Ops
 from gallium.ops.reference import ReferenceOps
-from gallium.ops.wrappers import checked, traced, watched_ops
+from gallium.ops.wrappers import OpCall, checked, traced, watched_ops
 
 MOE = "glm4_moe-odd"  # a dense layer, then two sparse ones
 CHUNKS = [{"a": [5, 7, 11]}, {"a": [2], "b": [3, 9]}, {"a": [4]}]  # the last is padded where steps are
@@ -35,13 +35,13 @@ def run(ops: Ops, name: str = MOE) -> list[np.ndarray]:
 
 
 def test_a_trace_counts_every_op_that_no_op_has_called() -> None:
-    log: list[tuple[str, float]] = []
+    log: list[OpCall] = []
     plain = run(ReferenceOps())
-    seen = run(traced(ReferenceOps(), lambda op, seconds: log.append((op, seconds))))
+    seen = run(traced(ReferenceOps(), log.append))
     np.testing.assert_array_equal(np.concatenate(seen), np.concatenate(plain))
     steps, layers, sparse = 3, 3, 2
-    assert all(seconds >= 0 for _, seconds in log)
-    assert Counter(op for op, _ in log) == {
+    assert all(call.seconds >= 0 for call in log)
+    assert Counter(call.op for call in log if call.depth == 0) == {
         "embed": steps,
         "add": steps * (2 * layers + sparse),  # residuals, and the shared expert's output
         "rms_norm": steps * (2 * layers + 1 + 2 * layers),  # two norms, the last one, and those of q and k
@@ -61,7 +61,7 @@ def test_a_trace_counts_every_op_that_no_op_has_called() -> None:
 
 def test_a_trace_is_in_the_order_of_the_model() -> None:
     log: list[str] = []
-    run(traced(ReferenceOps(), lambda op, _: log.append(op)), "glm-odd")
+    run(traced(ReferenceOps(), lambda call: log.append(call.op)), "glm-odd")
     attention = ["linear", "rope", "rope", "kv_write", "attend", "linear", "all_reduce"]
     assert log[:9] == ["embed", "rms_norm", *attention]
     assert log[9:15] == ["add", "rms_norm", "linear", "swiglu", "linear", "all_reduce"]
@@ -71,18 +71,50 @@ def test_a_trace_sees_a_fused_block_as_one() -> None:
     log: list[str] = []
     ops = PretendAccelerator()
     assert set(watched_ops(ops)) == {*CORE_OPS, "add_rms_norm"}
-    run(traced(ops, lambda op, _: log.append(op)), "glm-odd")
+    run(traced(ops, lambda call: log.append(call.op)), "glm-odd")
     assert log.count("add_rms_norm") == 3 * 7 and "add" not in log and "rms_norm" not in log
 
 
+def test_what_a_fused_block_calls_is_a_part_of_it() -> None:
+    class Fusing(ReferenceOps):
+        def gated_mlp(self, x: Any, gate_up: Any, down: Any) -> Any:
+            return self.linear(self.swiglu(self.linear(x, gate_up)), down)
+
+    log: list[OpCall] = []
+    run(traced(Fusing(), log.append), "glm-odd")
+    blocks = [call for call in log if call.op == "gated_mlp"]
+    assert [call.depth for call in blocks] == [0] * 9
+    for block in blocks:
+        parts = [call for call in log if call.depth == 1 and block.start <= call.start < block.start + block.seconds]
+        assert [part.op for part in parts] == ["linear", "swiglu", "linear"]
+        assert sum(part.seconds for part in parts) <= block.seconds
+        assert log.index(parts[-1]) < log.index(block)
+
+
+def test_a_trace_waits_for_a_device_once_per_op_of_the_model() -> None:
+    class Apart(ReferenceOps):
+        waited = 0
+
+        def add_rms_norm(self, *args: Any) -> Any:
+            return super().add_rms_norm(*args)
+
+        def wait(self) -> None:
+            self.waited += 1
+
+    log: list[OpCall] = []
+    ops = Apart()
+    run(traced(ops, log.append), "glm-odd")
+    assert ops.waited == sum(call.depth == 0 for call in log) < len(log)
+
+
 def test_a_trace_survives_an_op_that_fails() -> None:
-    log: list[str] = []
-    ops = traced(ReferenceOps(), lambda op, _: log.append(op))
+    log: list[tuple[str, bool]] = []
+    ops = traced(ReferenceOps(), lambda call: log.append((call.op, call.done)))
     x = np.zeros((2, 3), np.float32)
     with pytest.raises(ValueError, match="broadcast"):
         ops.add(x, np.zeros((5, 7), np.float32))
     ops.add(x, x)
-    assert log == ["add", "add"]
+    assert log == [("add", False), ("add", True)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -161,5 +193,5 @@ def test_ops_are_wrapped_before_the_model_is_loaded() -> None:
 
 def test_a_traced_model_still_says_which_code_runs() -> None:
     plain = ReferenceOps().explain()
-    assert traced(ReferenceOps(), lambda *_: None).explain() == plain
+    assert traced(ReferenceOps(), lambda call: None).explain() == plain
     assert checked(ReferenceOps(), ReferenceOps(), "float32").explain() == plain

@@ -165,10 +165,17 @@ class ScriptedEngine(Engine):
         self.runner = runner
         self.seen: list[tuple[list[int], SamplingParams]] = []
 
-    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams, on_delta: OnDelta) -> RequestHandle:
+    def submit(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        on_delta: OnDelta,
+        *,
+        prediction: Sequence[int] = (),
+    ) -> RequestHandle:
         self.runner.prompts.append(list(prompt_token_ids))
         self.seen.append((list(prompt_token_ids), params))
-        return super().submit(prompt_token_ids, params, on_delta)
+        return super().submit(prompt_token_ids, params, on_delta, prediction=prediction)
 
 
 @dataclass(frozen=True)

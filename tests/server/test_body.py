@@ -25,7 +25,7 @@ def refusal(kind: type, body: Any) -> RefusedRequest:
 
 @pytest.mark.parametrize(
     "field",
-    ["functions", "function_call", "audio", "prediction", "web_search_options", "moderation", "thinking", "suffixes",
+    ["functions", "function_call", "audio", "web_search_options", "moderation", "thinking", "suffixes",
      "best_of", "guided_json", "continue_final_message", "chat_template", "max_token", "prompt", "documents"],
 )  # fmt: skip
 def test_a_chat_field_that_is_not_honoured_is_refused_by_name(field: str) -> None:
@@ -51,6 +51,29 @@ def test_null_is_the_same_as_absent() -> None:
     wire = parse(json.dumps({"messages": HI, **dict.fromkeys(optional)}).encode(), ChatRequest)
     assert wire == parse(json.dumps({"messages": HI}).encode(), ChatRequest)
     assert set(UNSUPPORTED) <= set(ChatRequest.__struct_fields__) | set(CompletionRequest.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "param"),
+    [
+        ({"content": "x"}, "prediction.type"),
+        ({"type": "tokens", "content": "x"}, "prediction.type"),
+        ({"type": "content", "content": 7}, "prediction.content"),
+        ({"type": "content", "content": [{"type": "image_url", "text": "x"}]}, "prediction.content[0].type"),
+        ({"type": "content", "content": "x", "more": 1}, "prediction.more"),
+        ("x", "prediction"),
+    ],
+)
+def test_a_prediction_that_is_none_is_refused(prediction: Any, param: str) -> None:
+    assert refusal(ChatRequest, {"messages": HI, "prediction": prediction}).param == param
+
+
+def test_a_prediction_is_text_or_parts_of_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    for content in ("ab", parts):
+        raw = json.dumps({"messages": HI, "prediction": {"type": "content", "content": content}}).encode()
+        wire = parse(raw, ChatRequest)
+        assert wire.prediction is not None and wire.prediction.text == "ab"
 
 
 def test_fields_that_change_nothing_are_accepted() -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.server.fakes import FakeAssembly, says
 
 HI = [{"role": "user", "content": "hi"}]
+USAGE = {"include_usage": True}
 STRING = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
 TOOLS = [
     {"type": "function", "function": {"name": "get_weather", "parameters": STRING}},
@@ -70,6 +71,36 @@ async def test_a_whole_answer(fake: FakeAssembly, client: httpx.AsyncClient) -> 
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": 0},
     }  # fmt: skip
+
+
+PREDICTED = "def f(x):\n    return x + 1\n" * 4
+
+
+@pytest.mark.parametrize(
+    ("said", "accepted"),
+    [(PREDICTED, len(PREDICTED)), (PREDICTED.replace("return", "yield"), 80), ("no", 0), ("", 0)],
+)
+async def test_a_prediction_shortens_the_work_and_is_counted(
+    fake: FakeAssembly, client: httpx.AsyncClient, said: str, accepted: int
+) -> None:
+    fake.runner.script = says("</think>" + said)
+    plain = await chat(client, n=2)
+    assert "completion_tokens_details" not in plain["usage"]
+    before = fake.settled().steps
+    parts = [{"type": "text", "text": PREDICTED[:20]}, {"type": "text", "text": PREDICTED[20:]}]
+    for content in (PREDICTED, parts):
+        body = await chat(client, n=2, prediction={"type": "content", "content": content})
+        assert body["choices"] == plain["choices"]
+        counts = body["usage"]["completion_tokens_details"]
+        assert sum(counts.values()) == 2 * len(PREDICTED)
+        assert counts["accepted_prediction_tokens"] >= 2 * accepted
+        assert counts["accepted_prediction_tokens"] <= 2 * min(len(said), len(PREDICTED))
+    stats = fake.settled()
+    if accepted:
+        assert stats.steps - before < 2 * len(said) and stats.accepted_tokens > len(said)
+    stream = await chunks(client, prediction={"type": "content", "content": PREDICTED}, stream_options=USAGE)
+    assert joined(stream)["content"] == said
+    assert sum(stream[-1]["usage"]["completion_tokens_details"].values()) == len(PREDICTED)
 
 
 async def test_a_streamed_answer(fake: FakeAssembly, client: httpx.AsyncClient) -> None:

@@ -14,6 +14,7 @@ import click
 from gallium import __version__
 from gallium.cli.loading import loaded
 from gallium.cli.options import Command, engine_options, model_argument, numbers
+from gallium.cli.profiling import profile_tables, take_profile
 from gallium.cli.terminal import ProgressBar, table
 from gallium.errors import OutOfMemory, UsageError
 from gallium.settings import EngineSettings
@@ -21,6 +22,7 @@ from gallium.settings import EngineSettings
 if TYPE_CHECKING:
     from gallium.engine.assembly import Assembly
     from gallium.engine.async_engine import Engine
+    from gallium.engine.tracing import Recorder
     from gallium.models.spec import ModelSpec
     from gallium.ops.handles import Precision
     from gallium.ops.interface import Ops
@@ -61,12 +63,14 @@ class Subject:
 @click.option("--context", type=click.IntRange(1), default=64, show_default=True, help="Tokens before decoding.")
 @click.option("--new-tokens", type=click.IntRange(8), default=32, show_default=True, help="Tokens decoded.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds; medians are shown.")
+@click.option("--profile", is_flag=True, help="Then run once more, and show what each op takes beside the limits.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with every round.")
 @engine_options("max_step_tokens", "block_size", without=("max_context",))
 def bench(
     model: str | None,
     shape: str | None,
     batch: tuple[int, ...],
+    profile: bool,
     as_json: bool,
     settings: EngineSettings,
     **plan: int,
@@ -75,6 +79,8 @@ def bench(
 
     All work goes through the engine, as requests do. Every round measures everything once, so that a change of the
     machine's mood meets all figures; the machine's limits are measured before and after, and the better one counts.
+
+    With --profile, nothing is captured as a graph, in the rounds neither.
     """
     if shape == "list":
         from gallium.cli.shapes import SHAPES
@@ -85,17 +91,28 @@ def bench(
         raise UsageError("give either MODEL or --shape.")
     if shape is not None and settings.world > 1:
         raise UsageError("--shape is measured in one process: leave out --tp, --dp and --ep, or give a MODEL.")
+    if profile and settings.world > 1:
+        raise UsageError("--profile looks into a model in one process: leave out --tp, --dp and --ep.")
     longest = max(plan["prompt_tokens"] + 1, plan["context"] + plan["new_tokens"], 2 * WARM_UP)
     settings = replace(settings, max_batch=max(batch), max_context=longest, prefix_cache=False)
-    with _random(shape, settings) if shape else _real(model, settings) as subject:
+    recorder = _recorder(settings, profile)
+    with _random(shape, settings, recorder) if shape else _real(model, settings, recorder) as subject:
         _check_room(subject, batch, plan)
-        result = measure(subject, settings, batch, plan)
+        result, limits = measure(subject, settings, batch, plan)
+        if profile and recorder is not None:
+            result["profile"] = take_profile(subject, recorder, limits, batch, plan)
     click.echo(json.dumps(result, indent=2) if as_json else report(result))
 
 
+def _recorder(settings: EngineSettings, profile: bool) -> Recorder | None:
+    from gallium.engine.tracing import Recorder, requested
+
+    return requested(settings) or (Recorder() if profile else None)
+
+
 @contextmanager
-def _real(model: str | None, settings: EngineSettings) -> Iterator[Subject]:
-    with loaded(model, settings, need_tokenizer=False) as assembly:
+def _real(model: str | None, settings: EngineSettings, recorder: Recorder | None) -> Iterator[Subject]:
+    with loaded(model, settings, need_tokenizer=False, recorder=recorder) as assembly:
         _refuse_emulated(assembly.emulated, assembly.backend_name)
         yield _subject(assembly)
 
@@ -108,7 +125,7 @@ def _subject(assembly: Assembly) -> Subject:
 
 
 @contextmanager
-def _random(shape: str, settings: EngineSettings) -> Iterator[Subject]:
+def _random(shape: str, settings: EngineSettings, recorder: Recorder | None) -> Iterator[Subject]:
     """As assemble, with a checkpoint that is made up."""
     from gallium.cli.random_model import RandomCheckpoint
     from gallium.cli.shapes import shape_config
@@ -116,6 +133,7 @@ def _random(shape: str, settings: EngineSettings) -> Iterator[Subject]:
     from gallium.engine.assembly import start_engine
     from gallium.engine.loading import choose_precision
     from gallium.engine.memory import available_bytes, check_fits, device_bytes, room
+    from gallium.engine.tracing import watch_loaded
     from gallium.models.catalog import load_model
     from gallium.models.config import read_spec
     from gallium.ops.backend import choose, installed
@@ -130,11 +148,12 @@ def _random(shape: str, settings: EngineSettings) -> Iterator[Subject]:
     )
     with ProgressBar("making up weights") as bar:
         model = load_model(RandomCheckpoint(spec), spec, ops, bar)
-    engine, kv, block_size = start_engine(model, None, settings)
+    label = f"{shape} (random weights)"
+    if recorder is not None and recorder.path is not None:
+        watch_loaded(recorder, backend, model, precision, settings, label)
+    engine, kv, block_size = start_engine(model, None, settings, recorder=recorder)
     try:
-        yield Subject(
-            f"{shape} (random weights)", spec, ops, engine, precision, backend.name, kv.num_blocks, block_size
-        )
+        yield Subject(label, spec, ops, engine, precision, backend.name, kv.num_blocks, block_size)
     finally:
         engine.shutdown()
 
@@ -164,8 +183,8 @@ def _limits(subject: Subject, settings: EngineSettings) -> Limits | None:
 
 def measure(
     subject: Subject, settings: EngineSettings, batches: tuple[int, ...], plan: dict[str, int]
-) -> dict[str, Any]:
-    """Everything that --json prints."""
+) -> tuple[dict[str, Any], Limits | None]:
+    """Everything that --json prints, and the machine's limits."""
     from gallium.cli.measuring import Stopwatch
 
     watch = Stopwatch(subject.engine, subject.spec.vocab_size)
@@ -183,7 +202,16 @@ def measure(
                 decode[size].append(watch.decode(size, plan["context"], plan["new_tokens"]))
                 bar(done := done + 1, total)
         after = _limits(subject, settings)
-    return _result(subject, plan, prefill, decode, [one for one in (before, after) if one is not None])
+    limits = None if before is None or after is None else _better(before, after)
+    return _result(subject, plan, prefill, decode, limits), limits
+
+
+def _better(one: Limits, other: Limits) -> Limits:
+    """Of each figure the better one."""
+    from gallium.ops.machine import Limits
+
+    peaks = {name: max(peak, other.operations_per_s.get(name, 0.0)) for name, peak in one.operations_per_s.items()}
+    return Limits(max(one.read_bytes_per_s, other.read_bytes_per_s), peaks)
 
 
 def _result(
@@ -191,14 +219,14 @@ def _result(
     plan: dict[str, int],
     prefill: list[float],
     decode: dict[int, list[float]],
-    limits: list[Limits],
+    limits: Limits | None,
 ) -> dict[str, Any]:
     from gallium.cli.work import Work
     from gallium.ops.machine import KnowsWeightBytes
 
     work = Work.of(subject.spec)
-    read = max((one.read_bytes_per_s for one in limits), default=None)
-    peak = max((one.operations_per_s.get(subject.precision, 0.0) for one in limits), default=0.0) or None
+    read = None if limits is None else limits.read_bytes_per_s
+    peak = None if limits is None else limits.operations_per_s.get(subject.precision)
     weights = subject.ops.weight_bytes if isinstance(subject.ops, KnowsWeightBytes) else None
     spent, tokens = statistics.median(prefill), plan["prompt_tokens"]
     rows = []
@@ -260,6 +288,8 @@ def report(result: dict[str, Any]) -> str:
             f"{row['tokens_per_second_each']:.1f}", _percent(row["share_of_bandwidth"], "of bandwidth"),
         ])  # fmt: skip
     lines.append(table(("", "tokens/s", "each", "of the machine"), rows, right=(1, 2)))
+    if "profile" in result:
+        lines.append(profile_tables(result["profile"]))
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from gallium.settings import EngineSettings
 
 if TYPE_CHECKING:
     from gallium.engine.assembly import Assembly
+    from gallium.engine.tracing import Recorder
 
 STAND_IN = (
     "No model was named, so this is the embedded default: a stand-in of 135M parameters, weak on facts.\n"
@@ -20,13 +21,15 @@ STAND_IN = (
 
 
 @contextmanager
-def loaded(model: str | None, settings: EngineSettings, *, need_tokenizer: bool = True) -> Iterator[Assembly]:
+def loaded(
+    model: str | None, settings: EngineSettings, *, need_tokenizer: bool = True, recorder: Recorder | None = None
+) -> Iterator[Assembly]:
     """A running model, closed at the end. Raises the errors of every part of loading."""
     from gallium.engine.assembly import assemble
 
     quiet_hub_without_terminal()
     with ProgressBar("loading") as bar:
-        assembly = assemble(model, settings, progress=bar, need_tokenizer=need_tokenizer)
+        assembly = assemble(model, settings, progress=bar, need_tokenizer=need_tokenizer, recorder=recorder)
     try:
         yield assembly
     finally:

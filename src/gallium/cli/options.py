@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from gallium.errors import UsageError
-from gallium.settings import EngineSettings, Hub, PrecisionChoice, check_environment, environment
+from gallium.settings import EngineSettings, Hub, PrecisionChoice, Speculation, check_environment, environment
 from gallium.types import SamplingParams
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,6 +64,7 @@ KINDS = {
     "dict[int, float]": Kind(bias, "ID=BIAS", multiple=True),
     "PrecisionChoice": Kind(click.Choice(get_args(PrecisionChoice))),
     "Hub": Kind(click.Choice(get_args(Hub))),
+    "Speculation": Kind(click.Choice(get_args(Speculation))),
 }
 """By the annotation of the field."""
 SIZE = Kind(size, "SIZE")
@@ -85,9 +86,12 @@ ENGINE_HELP = {
     "max_step_tokens": "Tokens per step; longer prompts are computed in chunks of this size.",
     "prefix_cache": "Compute a common beginning of prompts once.",
     "graphs": "Capture decode steps as graphs, where the backend can.",
+    "speculate": "ngram guesses tokens from what followed the same text before and checks several in one step. Answers "
+    "stay the same.",
 }
 ENGINE_COMMON = (
-    "backend", "precision", "threads", "tp", "dp", "ep", "kv_memory", "max_context", "graphs", "hub", "revision",
+    "backend", "precision", "threads", "tp", "dp", "ep", "kv_memory", "max_context", "graphs", "speculate", "hub",
+    "revision",
 )  # fmt: skip
 ENGINE_SERVING = ("max_batch", "max_step_tokens", "block_size", "prefix_cache")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gallium.models.catalog import EMBEDDING, HEAD, expected_tensors
 from gallium.models.spec import ModelSpec
+from gallium.ops.costs import experts_met
 
 ROUTED = re.compile(r"\.mlp\.experts\.")  # routed experts; shared ones are named otherwise
 
@@ -40,12 +41,9 @@ class Work:
         return Work(spec, layers, routed, head, total)
 
     def share_read(self, batch: int) -> float:
-        """The part of all weights that one decode step of `batch` sequences reads.
-
-        Of n experts, b tokens that choose k each at random meet n * (1 - (1 - k/n)^b) on average.
-        """
+        """The part of all weights that one decode step of `batch` sequences reads, if tokens choose at random."""
         moe = self.spec.moe
-        met = 0.0 if moe is None else 1 - (1 - moe.top_k / moe.num_experts) ** batch
+        met = 0.0 if moe is None else experts_met(moe.num_experts, moe.top_k, batch) / moe.num_experts
         return (self.layers + self.routed * met + self.head) / self.total
 
     def prefill_operations(self, tokens: int) -> float:

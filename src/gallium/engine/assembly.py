@@ -16,6 +16,7 @@ from gallium.engine.rank_messages import Loaded
 from gallium.engine.rank_runner import RankRunner, placements
 from gallium.engine.runner import ModelRunner, Runner, decode_sizes
 from gallium.engine.stopping import NoText, TextSource
+from gallium.engine.tracing import RecordedRunner, Recorder, requested, watch_loaded
 from gallium.errors import TokenizerError
 from gallium.models.config import read_spec
 from gallium.models.decoder import Model
@@ -99,12 +100,15 @@ def assemble(
     *,
     progress: Progress | None = None,
     need_tokenizer: bool = True,
+    recorder: Recorder | None = None,
 ) -> Assembly:
     """Load `model` (a folder, a file, a hub name; None: the embedded default) and start an engine for it.
 
     `progress(done, total)` follows the weights. Without `need_tokenizer` a checkpoint that has no tokenizer
-    is loaded for use with token ids. Raises the errors of each part (errors.py); nothing is left running then.
+    is loaded for use with token ids. A `recorder` (default: what GALLIUM_TRACE asks for) sees the model's steps.
+    Raises the errors of each part (errors.py); nothing is left running then.
     """
+    recorder = recorder or requested(settings)
     resolved = resolve_model(model, hub=settings.hub, revision=settings.revision)
     checkpoint = open_checkpoint(resolved.path)
     spec = read_spec(checkpoint.config, checkpoint.generation_config)
@@ -115,7 +119,9 @@ def assemble(
     loaded: LoadedModel | Loaded
     if settings.world == 1:
         loaded = load(checkpoint, spec, backend, settings, progress)
-        running = start_engine(loaded.model, text, settings, emulated=backend.probe().emulated)
+        if recorder is not None and recorder.path is not None:
+            watch_loaded(recorder, backend, loaded.model, loaded.precision, settings, resolved.label)
+        running = start_engine(loaded.model, text, settings, emulated=backend.probe().emulated, recorder=recorder)
     else:
         loaded, running = start_ranks(resolved.path, spec, backend, text, settings, progress)
     return Assembly(
@@ -154,7 +160,14 @@ class Running(NamedTuple):
     block_size: int
 
 
-def start_engine(model: Model, text: Tokenizer | None, settings: EngineSettings, *, emulated: bool = False) -> Running:
+def start_engine(
+    model: Model,
+    text: Tokenizer | None,
+    settings: EngineSettings,
+    *,
+    emulated: bool = False,
+    recorder: Recorder | None = None,
+) -> Running:
     """Size the KV cache by what memory is left, and start an engine for a model that is loaded in this process."""
     ops, spec = model.ops, model.spec
     block_size = settings.block_size or ops.block_size
@@ -162,8 +175,12 @@ def start_engine(model: Model, text: Tokenizer | None, settings: EngineSettings,
     kv = size_cache(
         spec, settings, block_bytes, block_size, room(device_bytes(ops), available_bytes(), emulated=emulated)
     )
-    sizes = decode_sizes(settings.max_batch) if settings.graphs else ()
-    runner = ModelRunner(model, ops, model.make_caches(kv.num_blocks, block_size), sizes)
+    caches = model.make_caches(kv.num_blocks, block_size)
+    runner: Runner
+    if recorder is None:
+        runner = ModelRunner(model, ops, caches, decode_sizes(settings.max_batch) if settings.graphs else ())
+    else:
+        runner = RecordedRunner(model, ops, caches, recorder)
     engine = make_engine(runner, spec, text, kv, block_size, settings)
     engine.start()
     return Running(engine, kv, block_size)
@@ -232,6 +249,7 @@ def make_engine(
         vocab_size=spec.vocab_size if text is None else min(spec.vocab_size, text.vocab_size),
         head_rows=spec.vocab_size,
         lanes=settings.groups,
+        speculate=settings.speculate,
     )
 
     def detokenizer(params: SamplingParams) -> TextSource:

@@ -16,13 +16,16 @@ import numpy as np
 
 from gallium.engine.blocks import BlockManager
 from gallium.engine.loop import EngineLoop
+from gallium.engine.ngrams import PredictedText
 from gallium.engine.request import Choice, Job, OnDelta, Request, Scoring
 from gallium.engine.runner import Runner
 from gallium.engine.sampling import SamplingState, check_token_ids, choice_seed, fresh_seed
 from gallium.engine.scheduler import Scheduler
+from gallium.engine.speculate import Drafter
 from gallium.engine.stopping import NoText, Stopper, TextSource
 from gallium.errors import ContextTooLong, EngineDead, GalliumError, InvalidRequest
 from gallium.ops.handles import FloatArray
+from gallium.settings import Speculation
 from gallium.types import Delta, SamplingParams
 
 SCORING_CHUNK = 128  # rows of logits in memory twice: at most this many per step
@@ -41,6 +44,7 @@ class EngineLimits:
     vocab_size: int  # ids that the tokenizer uses; those beyond are never drawn
     head_rows: int  # ids that the model accepts: vocab_size and padding
     lanes: int = 1  # groups with a cache of their own, whose steps run together
+    speculate: Speculation = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class EngineStats:
     generated_tokens: int
     steps: int
     restarts: int  # of its processes, after one was lost
+    drafted_tokens: int  # computed before it was known that they are right
+    accepted_tokens: int  # of these, those that were
 
 
 class RequestHandle:
@@ -137,15 +143,24 @@ class Engine:
 
     # -- requests -------------------------------------------------------------------
 
-    def submit(self, prompt_token_ids: Sequence[int], params: SamplingParams, on_delta: OnDelta) -> RequestHandle:
+    def submit(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        on_delta: OnDelta,
+        *,
+        prediction: Sequence[int] = (),
+    ) -> RequestHandle:
         """Queue a request. `on_delta` is called in the engine's thread and must return quickly.
 
+        `prediction` are tokens that the answer may have; it comes sooner then, and is the same.
         Each of the `n` choices ends with a Delta that has a finish_reason; a GalliumError ends all of them.
         Raises InvalidRequest, ContextTooLong or EngineDead, and then nothing was queued.
         """
         prompt = self._checked_prompt(prompt_token_ids)
         check_token_ids(params, self._limits.vocab_size, self._eos_ids)
         room = self._room(len(prompt), params)
+        predicted = PredictedText(prediction) if prediction else None
         seed = fresh_seed() if params.seed is None else params.seed
         request = Request(next(self._numbers), params, on_delta)
         for index in range(params.n):
@@ -159,6 +174,7 @@ class Engine:
                         params, prompt, choice_seed(seed, index), self._limits.vocab_size, self._eos_ids
                     ),
                     stopper=Stopper(params, self._eos_ids, room, self._detokenizer(params)),
+                    drafter=self._drafter(len(prompt), predicted),
                 )
             )
         self._loop.post(lambda: self._loop.open_request(request))
@@ -207,7 +223,16 @@ class Engine:
             generated_tokens=self._loop.generated_tokens,
             steps=self._loop.steps,
             restarts=self._loop.restarts,
+            drafted_tokens=self._loop.drafted_tokens,
+            accepted_tokens=self._loop.accepted_tokens,
         )
+
+    def _drafter(self, prompt_len: int, prediction: PredictedText | None) -> Drafter | None:
+        lookup = self._limits.speculate == "ngram"
+        if prediction is None and not lookup:
+            return None
+        vocab_size = self._limits.vocab_size
+        return Drafter(prompt_len=prompt_len, vocab_size=vocab_size, prediction=prediction, lookup=lookup)
 
     # -- checks -----------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from gallium.engine.memory import parse_bytes
 from gallium.errors import GalliumError, InvalidRequest, TemplateError
 from gallium.models.spec import ModelSpec
 from gallium.ops.handles import FloatArray
-from gallium.settings import EngineSettings, Hub, PrecisionChoice
+from gallium.settings import EngineSettings, Hub, PrecisionChoice, Speculation
 from gallium.text.tokenizer import Tokenizer
 from gallium.types import Completion, Delta, FinishReason, Message, SamplingParams, TokenLogprob
 
@@ -49,6 +49,7 @@ class LLM:
         max_step_tokens: int = 512,
         prefix_cache: bool = True,
         graphs: bool = True,
+        speculate: Speculation = "off",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         settings = EngineSettings(
@@ -67,6 +68,7 @@ class LLM:
             max_step_tokens=max_step_tokens,
             prefix_cache=prefix_cache,
             graphs=graphs,
+            speculate=speculate,
         )
         name = None if model is None else str(model)
         self.assembly: Assembly = assemble(name, settings, progress=progress, need_tokenizer=False)

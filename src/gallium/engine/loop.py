@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -18,9 +19,10 @@ import numpy as np
 from gallium.engine.lanes import choose_lane
 from gallium.engine.request import Choice, Job, Request, Scoring, State
 from gallium.engine.runner import LaneStep, Runner, StepResult
-from gallium.engine.sampling import sampler_inputs, token_logprob
-from gallium.engine.scheduler import Scheduler
-from gallium.engine.step_builder import Batch, build
+from gallium.engine.sampling import SamplingState, sampler_inputs, token_logprob
+from gallium.engine.scheduler import Chance, Scheduler
+from gallium.engine.step_builder import Batch, Draw, build
+from gallium.engine.step_times import StepTimes
 from gallium.errors import EngineDead, GalliumError, RankLost
 from gallium.types import Delta, TokenLogprob
 
@@ -39,6 +41,9 @@ class EngineLoop:
     def __init__(self, runner: Runner, lanes: Sequence[Scheduler[Job]], *, vocab_size: int) -> None:
         self._runner = runner
         self.lanes = tuple(lanes)
+        for lane in self.lanes:
+            lane.propose = self._propose
+        self._times = StepTimes()
         self._vocab_size = vocab_size  # ids that can be drawn
         self._wake = threading.Condition()
         self._inbox: deque[Command] = deque()
@@ -52,6 +57,8 @@ class EngineLoop:
         self.generated_tokens = 0
         self.prompt_tokens = 0
         self.restarts = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0  # of the drafted ones
 
     # -- any thread ---------------------------------------------------------------
 
@@ -212,31 +219,54 @@ class EngineLoop:
                 batch = build(plan.items, lane.blocks.block_size)
                 work[number] = self._work(batch)
                 planned.append((number, lane, plan, batch))
+        start = time.perf_counter()
         results = self._runner.run(work)
-        for _, lane, plan, _ in planned:
-            lane.commit(plan)
+        spent = time.perf_counter() - start
+        self._times.observe(max(len(batch.step.token_ids) for _, _, _, batch in planned), spent)
+        verified = []
+        for number, lane, plan, batch in planned:
+            verified.append(_verify(batch, results[number].tokens))
+            lane.commit(plan, {draw.choice: len(tokens) - 1 for draw, tokens in verified[-1]})
         self.steps += 1
-        for number, _, _, batch in planned:
-            self._deliver(batch, results[number])
+        for (number, _, _, batch), draws in zip(planned, verified, strict=True):
+            self._deliver(batch, draws, results[number])
+
+    def _propose(self, job: Job, chance: Chance) -> list[int]:
+        if not isinstance(job, Choice) or job.drafter is None:
+            return []
+        return job.drafter.propose(job.tokens, chance, self._times)
 
     def _work(self, batch: Batch) -> LaneStep:
         how = None
         if batch.draws:
-            states = [choice.sampling for choice in batch.draws]
-            how = sampler_inputs(states, [len(choice.tokens) for choice in batch.draws], self._vocab_size)
-        want = bool(batch.scored) or any(c.request.params.logprobs is not None for c in batch.draws)
+            states: list[SamplingState] = []
+            positions: list[int] = []
+            for draw in batch.draws:
+                states += draw.choice.sampling.ahead(draw.drafts)
+                first = len(draw.choice.tokens)
+                positions += range(first, first + 1 + len(draw.drafts))
+            how = sampler_inputs(states, positions, self._vocab_size)
+        want = bool(batch.scored) or any(d.choice.request.params.logprobs is not None for d in batch.draws)
         return LaneStep(batch.step, how, want)
 
-    def _deliver(self, batch: Batch, result: StepResult) -> None:
-        for row, (choice, token_id) in enumerate(zip(batch.draws, result.tokens, strict=True)):
-            if choice.state is State.FINISHED:
-                continue  # a callback of this very step cancelled it
-            logprobs: tuple[TokenLogprob, ...] = ()
-            if choice.request.params.logprobs is not None and result.logits is not None:
-                raw = result.logits[row, : self._vocab_size]
-                logprobs = (token_logprob(raw, token_id, choice.request.params.logprobs),)
-            self._accept(choice, token_id, logprobs)
-        row = len(batch.draws)
+    def _deliver(self, batch: Batch, draws: list[tuple[Draw, list[int]]], result: StepResult) -> None:
+        row = 0
+        for draw, tokens in draws:
+            choice, known = draw.choice, len(draw.choice.tokens)
+            for number, token_id in enumerate(tokens):
+                if choice.state is State.FINISHED:
+                    break  # by the token before, or cancelled by a callback of this very step
+                logprobs: tuple[TokenLogprob, ...] = ()
+                if choice.request.params.logprobs is not None and result.logits is not None:
+                    raw = result.logits[row + number, : self._vocab_size]
+                    logprobs = (token_logprob(raw, token_id, choice.request.params.logprobs),)
+                self._accept(choice, token_id, logprobs)
+            row += 1 + len(draw.drafts)
+            if draw.drafts:
+                self.drafted_tokens += len(draw.drafts)
+                self.accepted_tokens += min(len(choice.tokens) - known, len(tokens) - 1)
+                if choice.drafter is not None:
+                    choice.drafter.settle(len(draw.drafts), len(tokens) - 1)
         for scoring, count in batch.scored:
             assert result.logits is not None
             scoring.rows.append(result.logits[row : row + count].copy())
@@ -259,6 +289,9 @@ class EngineLoop:
             request.open_choices -= 1
             if request.open_choices == 0:
                 del self._open[request.number]
+        predicted = (0, 0)
+        if outcome.finish_reason is not None and choice.drafter is not None:
+            predicted = choice.drafter.predicted(choice.tokens)
         delta = Delta(
             choice.index,
             (token_id,),
@@ -267,6 +300,7 @@ class EngineLoop:
             outcome.finish_reason,
             outcome.stop_reason,
             (choice.cached_tokens or 0) if first else 0,
+            *predicted,
         )
         self._tell(request, delta)
 
@@ -306,6 +340,17 @@ class EngineLoop:
             self._tell(request, dead)
         for scoring in scorings:
             scoring.deliver(dead)
+
+
+def _verify(batch: Batch, drawn: list[int]) -> list[tuple[Draw, list[int]]]:
+    """For each draw, the tokens that its choice has got: the drafts that were right, and the one after them."""
+    verified, row = [], 0
+    for draw in batch.draws:
+        rows = drawn[row : row + 1 + len(draw.drafts)]
+        verified.append((draw, rows[: draw.accepted(rows) + 1]))
+        row += 1 + len(draw.drafts)
+    assert row == len(drawn)
+    return verified
 
 
 def _nobody(delta: Delta | GalliumError) -> None:

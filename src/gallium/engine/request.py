@@ -13,6 +13,7 @@ from gallium.types import Delta, SamplingParams
 
 if TYPE_CHECKING:
     from gallium.engine.sampling import SamplingState
+    from gallium.engine.speculate import Drafter
     from gallium.engine.stopping import Stopper
     from gallium.ops.handles import FloatArray
 
@@ -76,6 +77,7 @@ class Choice(Sequence):
     request: Request
     sampling: SamplingState
     stopper: Stopper
+    drafter: Drafter | None = None
 
     @property
     def index(self) -> int:

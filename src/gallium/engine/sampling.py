@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,19 @@ class SamplingState:
             for token in self._forbidden:  # none of them was drawn, so none has a penalty yet
                 self._bias[self._slots[token]] = self.params.logit_bias.get(token, 0.0)
             self._forbidden = frozenset()
+
+    def ahead(self, drafts: Sequence[int]) -> list[SamplingState]:
+        """This state, and those after each of the drafts if they are all accepted. Nothing changes here."""
+        states = [self]
+        if not (self._penalised or self._forbidden):
+            return states * (1 + len(drafts))
+        for token_id in drafts:
+            state = copy(states[-1])
+            state._slots, state._drawn = dict(state._slots), set(state._drawn)
+            state._ids, state._scale, state._bias = state._ids.copy(), state._scale.copy(), state._bias.copy()
+            state.accept(token_id)
+            states.append(state)
+        return states
 
     def _slot(self, token_id: int) -> int:
         slot = self._slots.get(token_id)

@@ -6,15 +6,19 @@ running sequence gives its blocks back and waits (recomputation later is exact, 
 on company). The oldest sequence is never the victim of another and always fits alone, so every step moves it
 forward: there is no starvation.
 
+Drafts are an afterthought of a plan: a decode takes as many as its proposer wants and as tokens of the step and free
+blocks are left for. They push nobody aside. `commit` takes back what was reserved for those that were wrong.
+
 `schedule` and `commit` may interleave with a lag of one: step N+1 can be planned before the tokens of step N
-are known.
+are known. A sequence with drafts under way is then left out of step N+1.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from gallium.engine.blocks import BlockManager, block_digest
@@ -26,13 +30,14 @@ S = TypeVar("S", bound=Sequence)
 
 @dataclass(frozen=True, slots=True)
 class Item(Generic[S]):
-    """The part of one step that belongs to one sequence: `count` tokens from position `start`."""
+    """The part of one step that belongs to one sequence: `count` tokens from position `start`, drafts included."""
 
     seq: S
     start: int
     count: int
     draws: bool  # the chunk ends with the last known token: its logits give the next one
     epoch: int  # the sequence's preemptions when this was planned
+    drafts: tuple[int, ...] = ()  # tokens that may follow the last known one; each is computed and drawn after
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,15 @@ class Schedule(Generic[S]):
     def live(self) -> list[Item[S]]:
         """The items whose sequence did not end or lose its blocks after planning."""
         return [i for i in self.items if i.seq.state is State.RUNNING and i.epoch == i.seq.preemptions]
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """What a step has room for, when drafts are asked for."""
+
+    limit: int  # the most drafts
+    width: int  # tokens that the step computes without them
+    draws: int  # tokens that it gives without them
 
 
 def _arrival(seq: Sequence) -> tuple[int, int]:
@@ -67,6 +81,7 @@ class Scheduler(Generic[S]):
         self._held: dict[tuple[int, int], list[S]] = {}  # leader's arrival -> followers
         self.num_preemptions = 0
         self.prefix_hit_tokens = 0
+        self.propose: Callable[[S, Chance], list[int]] | None = None  # drafts for a decode
 
     @property
     def has_work(self) -> bool:
@@ -125,19 +140,27 @@ class Scheduler(Generic[S]):
         items: list[Item[S]] = []
         budget, preempted = self._schedule_running(items)
         if not preempted:  # admitting what was just thrown out would only thrash
-            self._admit(items, budget)
+            budget = self._admit(items, budget)
+        if self.propose is not None:
+            self._draft(items, budget, self.propose)
         return Schedule(items)
 
-    def commit(self, schedule: Schedule[S]) -> None:
-        """The step ran: its blocks may be found by others. Call it before the drawn tokens are appended."""
+    def commit(self, schedule: Schedule[S], accepted: Mapping[S, int] = MappingProxyType({})) -> None:
+        """The step ran: its blocks may be found by others. Call it before the drawn tokens are appended.
+
+        `accepted` says of how many drafts the draws before them were the same; the others leave no trace.
+        """
         for item in schedule.items:
             seq = item.seq
             seq.pending -= item.draws
             if seq.state is not State.RUNNING or item.epoch != seq.preemptions:
                 continue
             computed = item.start + item.count
+            if item.drafts:
+                computed -= len(item.drafts) - accepted.get(seq, 0)
+                self._take_back(seq, computed)
             if self.prefix_cache:
-                self._name_blocks(seq, seq.num_committed, computed)
+                self._name_blocks(seq, seq.num_committed, computed, item.drafts)
             seq.num_committed = computed
             if self._held and computed >= seq.prompt_len:
                 self._free_followers(seq)
@@ -178,16 +201,16 @@ class Scheduler(Generic[S]):
                 budget -= count
         return budget, preempted
 
-    def _admit(self, items: list[Item[S]], budget: int) -> None:
-        """Start waiting sequences, strictly in order of arrival, as long as their whole known text fits."""
+    def _admit(self, items: list[Item[S]], budget: int) -> int:
+        """Start waiting sequences, strictly in order of arrival, while their whole known text fits; tokens left."""
         while self.waiting and budget > 0 and len(self.running) < self.max_running:
             seq = self.waiting[0]
             if seq.pending:  # preempted while its last token was being drawn
-                return
+                break
             prefix = self._prefix(seq)
             need = self.blocks.blocks_for(min(len(seq.tokens), seq.max_computed)) - len(prefix)
             if need + self._spare() > self.blocks.free_without(prefix):
-                return
+                break
             self.blocks.share(prefix)
             seq.block_table.extend(prefix)
             seq.block_table.extend(self.blocks.allocate(need) or ())
@@ -202,6 +225,35 @@ class Scheduler(Generic[S]):
             count = min(seq.remaining, budget, seq.max_chunk)
             items.append(self._item(seq, count))
             budget -= count
+        return budget
+
+    def _draft(self, items: list[Item[S]], budget: int, propose: Callable[[S, Chance], list[int]]) -> None:
+        """Let decodes take drafts, oldest first, from what is left of the step's tokens and of the free blocks."""
+        width, draws = self.max_step_tokens - budget, sum(item.draws for item in items)
+        free, size = self.blocks.num_free - self._spare(), self.blocks.block_size
+        for index, item in enumerate(items):
+            seq = item.seq
+            if not item.draws or item.count != 1 or seq.num_computed != len(seq.tokens):
+                continue
+            blocks = len(seq.block_table)
+            limit = min(budget, seq.max_computed - seq.num_computed, (blocks + max(0, free)) * size - seq.num_computed)
+            drafts = propose(seq, Chance(limit, width, draws)) if limit > 0 else []
+            if drafts:
+                assert len(drafts) <= limit
+                seq.num_computed += len(drafts)
+                grown = self._grow(seq, seq.num_computed)
+                assert grown, "drafts were given blocks that are not there"
+                items[index] = replace(item, count=1 + len(drafts), drafts=tuple(drafts))
+                budget -= len(drafts)
+                width += len(drafts)
+                free -= len(seq.block_table) - blocks
+
+    def _take_back(self, seq: S, computed: int) -> None:
+        """Of a sequence whose last drafts were wrong, only `computed` tokens are right."""
+        seq.num_computed = computed
+        keep = self.blocks.blocks_for(computed)
+        self.blocks.release(seq.block_table[keep:])
+        del seq.block_table[keep:]
 
     def _spare(self) -> int:
         """Blocks that stay free: one for each running sequence that may grow, else a newcomer is soon thrown out."""
@@ -253,19 +305,20 @@ class Scheduler(Generic[S]):
             return []
         return list(leader.block_table[: min(seq.prompt_len - 1, leader.num_committed) // size])
 
-    def _digests(self, seq: S, count: int) -> list[bytes]:
-        """The names of the first `count` blocks, all full; computed once per sequence."""
+    def _digests(self, seq: S, count: int, more: tuple[int, ...] = ()) -> list[bytes]:
+        """The names of the first `count` blocks of tokens and `more`, all full; computed once per sequence."""
         size, known = self.blocks.block_size, seq.digests
+        text = [*seq.tokens, *more] if more else seq.tokens
         for index in range(len(known), count):
             parent = known[-1] if known else b""
-            known.append(block_digest(parent, seq.tokens[index * size : (index + 1) * size]))
+            known.append(block_digest(parent, text[index * size : (index + 1) * size]))
         return known if len(known) == count else known[:count]
 
-    def _name_blocks(self, seq: S, before: int, computed: int) -> None:
-        """Offer the blocks that became full to the prefix cache."""
+    def _name_blocks(self, seq: S, before: int, computed: int, drafts: tuple[int, ...]) -> None:
+        """Offer the blocks that became full to the prefix cache; `drafts` that were right are not in `tokens` yet."""
         named, full = before // self.blocks.block_size, computed // self.blocks.block_size
         if full > named:
-            digests = self._digests(seq, full)
+            digests = self._digests(seq, full, drafts)
             for index in range(named, full):
                 self.blocks.register(seq.block_table[index], digests[index])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +13,26 @@ from gallium.ops.handles import Step
 
 
 @dataclass(frozen=True, slots=True)
+class Draw:
+    """Rows that tokens of one choice are drawn from: the next one, and one after each draft."""
+
+    choice: Choice
+    drafts: tuple[int, ...] = ()
+
+    def accepted(self, drawn: Sequence[int]) -> int:
+        """How many drafts are what was drawn in their place: up to the first that is not."""
+        for number, (draft, token) in enumerate(zip(self.drafts, drawn, strict=False)):
+            if draft != token:
+                return number
+        return len(self.drafts)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """One step and what its logit rows are for: one row per draw, then the rows of each scored chunk."""
+    """One step and what its logit rows are for: the rows of each draw, then those of each scored chunk."""
 
     step: Step
-    draws: list[Choice]
+    draws: list[Draw]
     scored: list[tuple[Scoring, int]]  # (whose, how many rows)
 
 
@@ -25,21 +41,23 @@ def build(items: list[Item[Job]], block_size: int) -> Batch:
     token_ids: list[int] = []
     positions: list[int] = []
     query_start = [0]
-    draws: list[Choice] = []
+    draws: list[Draw] = []
     draw_rows: list[int] = []
     scored: list[tuple[Scoring, int]] = []
     scored_rows: list[int] = []
-    for seq, start, count, drawing in ((i.seq, i.start, i.count, i.draws) for i in items):
+    for item in items:
+        seq, start, count, drafts = item.seq, item.start, item.count, item.drafts
         first = len(token_ids)
-        token_ids += seq.tokens[start : start + count]
+        token_ids += seq.tokens[start : start + count - len(drafts)]
+        token_ids += drafts
         positions += range(start, start + count)
         query_start.append(first + count)
         if isinstance(seq, Scoring):
             scored.append((seq, count))
             scored_rows += range(first, first + count)
-        elif drawing:
-            draws.append(seq)
-            draw_rows.append(first + count - 1)
+        elif item.draws:
+            draws.append(Draw(seq, drafts))
+            draw_rows += range(first + count - 1 - len(drafts), first + count)
     used = [-(-(i.start + i.count) // block_size) for i in items]
     tables = np.full((len(items), max(used)), -1, np.int32)
     for row, (item, width) in enumerate(zip(items, used, strict=True)):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from gallium.ops.handles import Precision
+from gallium.ops.handles import Experts, Linear, Precision
 
 
 class Fact(NamedTuple):
@@ -58,4 +58,40 @@ class KnowsFreeMemory(Protocol):
 
     def free_bytes(self) -> int | None:
         """Bytes that weights and KV cache can still get on the device; None: it uses the host's memory."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A packed weight, all matrices of its handle together."""
+
+    num_bytes: int
+    precision: Precision  # in which its products are computed
+
+
+@runtime_checkable
+class KnowsStored(Protocol):
+    """Ops that know how they have packed a weight."""
+
+    def stored(self, weight: Linear | Experts) -> Stored:
+        """What one handle takes."""
+        ...
+
+
+@runtime_checkable
+class KnowsActivationBytes(Protocol):
+    """Ops that know how wide their activations are."""
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of one value."""
+        ...
+
+
+@runtime_checkable
+class Waits(Protocol):
+    """Ops whose device computes on its own while the host goes on."""
+
+    def wait(self) -> None:
+        """Return when all that was asked for is done."""
         ...

@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Collection
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from gallium.ops.handles import (
     SamplerInputs,
 )
 from gallium.ops.interface import BLOCKS, CORE_OPS, Ops
+from gallium.ops.machine import Waits
 from gallium.ops.tolerances import difference
 
 _MAKERS = ("pack_linear", "pack_heads", "pack_experts", "make_kv_cache")
@@ -38,22 +39,42 @@ def watched_ops(ops: Ops) -> tuple[str, ...]:
     return CORE_OPS + tuple(block for block in BLOCKS if getattr(type(ops), block) is not getattr(Ops, block))
 
 
-def traced(ops: Ops, log: Callable[[str, float], None]) -> Ops:
-    """The same `ops`, which now calls `log(op, seconds)` after every op that no other watched op has called."""
+class OpCall(NamedTuple):
+    """One call that was watched."""
+
+    op: str
+    start: float  # of time.perf_counter
+    seconds: float
+    depth: int  # watched ops that it was called by: 0 unless it is a part of a fused block
+    args: tuple[Any, ...]
+    done: bool  # it did not raise
+
+
+def traced(ops: Ops, log: Callable[[OpCall], None]) -> Ops:
+    """The same `ops`, which now calls `log` after every watched op; what an op calls is logged before it.
+
+    On a device that computes on its own (`Waits`) an op that no other has called lasts until its result is there.
+    """
     depth = 0
+    wait = ops.wait if isinstance(ops, Waits) else lambda: None
 
     def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def run(*args: Any) -> Any:
             nonlocal depth
             depth += 1
+            done = False
             start = time.perf_counter()
             try:
-                return method(*args)
+                result = method(*args)
+                if depth == 1:
+                    wait()
+                done = True
+                return result
             finally:
+                seconds = time.perf_counter() - start
                 depth -= 1
-                if depth == 0:
-                    log(name, time.perf_counter() - start)
+                log(OpCall(name, start, seconds, depth, args, done))
 
         return run
 

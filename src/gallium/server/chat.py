@@ -13,7 +13,7 @@ from starlette.responses import Response
 from gallium.errors import InvalidRequest
 from gallium.server.body import read_request
 from gallium.server.chat_choice import ChatChoice
-from gallium.server.conversation import Prompt, render
+from gallium.server.conversation import Prompt, predicted, render
 from gallium.server.generation import Generation, attended
 from gallium.server.logprobs import chat_logprobs, shown_logprobs
 from gallium.server.sampling import chat_params, wants_usage
@@ -34,9 +34,10 @@ async def chat_completions(service: Service, request: Request) -> Response | Eve
     service.check_model(wire.model)
     params = chat_params(wire)
     prompt = await asyncio.to_thread(render, service.assembly, wire)  # long prompts must not hold up other streams
-    answer = ChatAnswer(service, wire, params, prompt, Usage([prompt.token_ids]))
+    expected = [] if wire.prediction is None else await asyncio.to_thread(predicted, service.assembly, wire.prediction)
+    answer = ChatAnswer(service, wire, params, prompt, Usage([prompt.token_ids], predicted=wire.prediction is not None))
     try:
-        generation = service.generate([prompt.token_ids], params)
+        generation = service.generate([prompt.token_ids], params, expected)
     except InvalidRequest as refusal:
         refusal.param = _client_name(refusal.param, wire)
         raise

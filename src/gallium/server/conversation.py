@@ -12,7 +12,7 @@ import msgspec
 from gallium.errors import InvalidRequest, TemplateError
 from gallium.server.body import translate
 from gallium.server.failures import RefusedRequest
-from gallium.server.wire import ChatMessage, ChatRequest, TokenizeRequest, Tool, ToolCall
+from gallium.server.wire import ChatMessage, ChatRequest, Prediction, TokenizeRequest, Tool, ToolCall
 
 if TYPE_CHECKING:
     from gallium.engine.assembly import Assembly
@@ -69,6 +69,11 @@ def encode(assembly: Assembly, text: str, param: str, *, add_special_tokens: boo
     except UnicodeEncodeError:
         raise InvalidRequest(f"{param} has a lone surrogate, which is not valid Unicode.", param) from None
     return assembly.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
+def predicted(assembly: Assembly, prediction: Prediction) -> list[int]:
+    """The tokens of a predicted answer. Raises InvalidRequest as `encode` does."""
+    return encode(assembly, prediction.text, "prediction")
 
 
 # -- messages ----------------------------------------------------------------------------

@@ -34,6 +34,7 @@ class Generation:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams,
         registry: set[Generation],
+        prediction: Sequence[int] = (),
     ) -> None:
         self._events = asyncio.get_running_loop()
         self._arrived: deque[tuple[int, Delta | GalliumError]] = deque()
@@ -46,7 +47,7 @@ class Generation:
         self._registry = registry
         try:
             for number, prompt in enumerate(prompts):
-                self._handles.append(engine.submit(prompt, params, self._listener(number)))
+                self._handles.append(engine.submit(prompt, params, self._listener(number), prediction=prediction))
         except BaseException:
             self.close()
             raise

@@ -70,11 +70,16 @@ class Service:
                 status=404,
             )
 
-    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> Generation:
-        """Submit prompts to the engine. Raises InvalidRequest, ContextTooLong or EngineDead."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, prediction: Sequence[int] = ()
+    ) -> Generation:
+        """Submit prompts to the engine; `prediction` are tokens that answers may have.
+
+        Raises InvalidRequest, ContextTooLong or EngineDead.
+        """
         engine = self.assembly.engine
         try:
-            return Generation(engine, prompts, params, self.open)
+            return Generation(engine, prompts, params, self.open, prediction)
         except ContextTooLong as refusal:
             if any(len(prompt) >= engine.max_context for prompt in prompts):
                 refusal.param = "prompt"  # whatever the length of the answer

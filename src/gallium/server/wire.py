@@ -16,7 +16,6 @@ UNSUPPORTED = {
     "function_call": "use tool_choice",
     "functions": "use tools",
     "moderation": "nothing is moderated here",
-    "prediction": "predicted outputs are not implemented",
     "suffix": "the model completes at the end only",
     "web_search_options": "this server does not search the web",
 }
@@ -130,6 +129,25 @@ class Tool(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     function: ToolFunction
 
 
+class PredictionPart(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A piece of a predicted text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Prediction(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`prediction`: what the answer is expected to be, much of it."""
+
+    type: Literal["content"]
+    content: str | list[PredictionPart]
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChatRequest(SamplingRequest, kw_only=True):
     """The body of /v1/chat/completions."""
 
@@ -142,6 +160,7 @@ class ChatRequest(SamplingRequest, kw_only=True):
     parallel_tool_calls: bool | None = None  # False is refused
     reasoning_effort: str | None = None
     response_format: dict[str, Any] | None = None  # only {"type": "text"}
+    prediction: Prediction | None = None
     # of other servers in the field
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
@@ -159,7 +178,6 @@ class ChatRequest(SamplingRequest, kw_only=True):
     function_call: None = None
     functions: None = None
     moderation: None = None
-    prediction: None = None
     web_search_options: None = None
 
 

@@ -19,8 +19,8 @@ from gallium.backends.torch.backend import TorchBackend
 from gallium.errors import BackendError, UsageError
 from gallium.models.catalog import load_model
 from gallium.ops.backend import choose, installed
-from gallium.ops.handles import Placement
-from gallium.ops.machine import Describes, KnowsFreeMemory, KnowsWeightBytes
+from gallium.ops.handles import Placement, Precision
+from gallium.ops.machine import Describes, KnowsActivationBytes, KnowsFreeMemory, KnowsWeightBytes, Waits
 from gallium.ops.reference import ReferenceOps
 from gallium.ops.wrappers import checked
 
@@ -134,6 +134,14 @@ def test_memory_is_told() -> None:
     ops.pack_linear([weight(np.ones((8, 16)))], [weight(np.ones(8))])
     ops.pack_linear([weight(np.ones((4, 16)))], role="router")
     assert ops.weight_bytes == (8 * 16 + 8) * 2 + 4 * 16 * 4
+
+
+@pytest.mark.parametrize(("precision", "size"), [("float32", 4), ("bfloat16", 2), ("float16", 2)])
+def test_activations_are_as_wide_as_the_model_s_type(precision: Precision, size: int) -> None:
+    ops = TorchBackend().open(facts(), precision)
+    assert isinstance(ops, KnowsActivationBytes) and isinstance(ops, Waits)
+    assert ops.activation_bytes == size
+    ops.wait()  # the CPU is never behind
 
 
 def test_weights_that_float16_cannot_hold_are_refused() -> None:

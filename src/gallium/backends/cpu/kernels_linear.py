@@ -15,6 +15,7 @@ from gallium.backends.cpu.integers import INTEGER_STORAGES, Integers, integer_sc
 from gallium.backends.cpu.kernels_rows import silent
 from gallium.errors import BackendError, OutOfMemory
 from gallium.ops.handles import Experts, FloatArray, IntArray, Linear, Precision, Quantisation, Role, Weight
+from gallium.ops.machine import Stored
 
 _MATRIX = Struct("@2Q3qQ")  # ga_matrix
 _PACK = Struct("@Q3q").pack  # ga_pack_args up to its matrix
@@ -26,6 +27,7 @@ _EXPERTS = Struct("@6Q4q").pack
 
 KINDS: dict[Precision, int] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 """ga_matrix.kind"""
+PRECISIONS: dict[int, Precision] = {kind: precision for precision, kind in KINDS.items()}
 STORAGES = {
     name: code for code, name in enumerate(("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"))
 }
@@ -80,6 +82,11 @@ class Packed:
             )  # fmt: skip
         self.struct_address = ctypes.addressof(self.structs)
         self.first = self.structs.raw[: _MATRIX.size]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all matrices, their scales included."""
+        return self.memory.nbytes + (0 if self.integers is None else self.integers.nbytes)
 
     def struct(self, index: int = 0) -> bytes:
         """The ga_matrix of one of them."""
@@ -166,7 +173,7 @@ class LinearKernels:
         precision = precision_for(self._precision, role)
         how = integer_scheme(integers, precision, role)
         packed = Packed(self._library, count, height, width, KINDS[precision], bias, how)
-        self.packed_bytes += packed.memory.nbytes + (0 if packed.integers is None else packed.integers.nbytes)
+        self.packed_bytes += packed.nbytes
         return packed
 
     def _fill(self, packed: Packed, index: int, parts: Sequence[Weight]) -> None:
@@ -190,6 +197,12 @@ class LinearKernels:
             check_memory(
                 self._pack(_PACK(address(source), count, at, storage) + packed.struct(index)), "packing weights"
             )
+
+    @staticmethod
+    def stored(weight: Linear | Experts) -> Stored:
+        """The bytes of a handle, and the precision of its first matrix."""
+        packed: tuple[Packed, ...] = weight.data if isinstance(weight, Experts) else (weight.data,)
+        return Stored(sum(one.nbytes for one in packed), PRECISIONS[packed[0].kind])
 
     # -- products -----------------------------------------------------------------
     def linear(self, x: FloatArray, w: Linear) -> FloatArray:

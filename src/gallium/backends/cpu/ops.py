@@ -31,6 +31,7 @@ from gallium.ops.handles import (
     Weight,
 )
 from gallium.ops.interface import Ops
+from gallium.ops.machine import Stored
 
 Array: TypeAlias = Any
 """float32 (ids: int32) NumPy arrays; the seam's Tensor has fewer methods than NumPy's own type tells."""
@@ -63,6 +64,15 @@ class CpuOps(Ops):
     def weight_bytes(self) -> int:
         """Bytes of all weights packed so far: what a decode step reads, mixtures of experts aside."""
         return self._linear.packed_bytes
+
+    @property
+    def activation_bytes(self) -> int:
+        """Activations are float32 in every precision."""
+        return 4
+
+    def stored(self, weight: Linear | Experts) -> Stored:
+        """What was packed, scales included; of experts the precision of gate and up."""
+        return self._linear.stored(weight)
 
     # -- memory -------------------------------------------------------------------
     def upload(self, array: FloatArray | IntArray) -> Array:

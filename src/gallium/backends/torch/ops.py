@@ -73,6 +73,16 @@ class TorchOps(Ops):
         """Bytes of all weights packed so far."""
         return self._weight_bytes
 
+    @property
+    def activation_bytes(self) -> int:
+        """Of the model's type."""
+        return self.dtype.itemsize
+
+    def wait(self) -> None:
+        """For the device, where it is not the CPU."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
     # -- memory -------------------------------------------------------------------
     def upload(self, array: FloatArray | IntArray) -> Array:
         """A copy on the device in float32, or in int32."""

@@ -1,0 +1,64 @@
+"""What steps of different widths cost on this machine, as it turns out."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from bisect import bisect_left
+from collections import deque
+
+KEPT = 7  # times of each class of widths; their median counts
+STALE = 1000  # steps after which a class that did not occur is forgotten
+GUESS = 0.05  # share of a step's time that one more token costs, until a second class is known
+
+
+class StepTimes:
+    """Medians of recent step times by width (tokens of the step), straight lines between them."""
+
+    def __init__(self) -> None:
+        self._times: dict[int, deque[tuple[int, float]]] = {}
+        self._last: dict[int, int] = {}  # class -> number of its last step
+        self._steps = 0
+        self._fresh = False  # whether the two lists below are up to date
+        self._widths: list[float] = []  # rising, and so are the medians
+        self._medians: list[float] = []
+
+    def observe(self, width: int, seconds: float) -> None:
+        """Note one step."""
+        self._steps += 1
+        kind = _class(width)
+        self._times.setdefault(kind, deque(maxlen=KEPT)).append((width, seconds))
+        self._last[kind] = self._steps
+        self._fresh = False
+
+    def expected(self, width: int) -> float:
+        """Seconds of a step of `width` tokens; before the first step, in units of a step of one token."""
+        if not self._fresh:
+            self._refresh()
+        if not self._widths:
+            return 1 + GUESS * (width - 1)
+        if len(self._widths) == 1:
+            first, seconds = self._widths[0], self._medians[0]
+            return seconds * max(0.5, 1 + GUESS * (width - first))
+        right = min(max(bisect_left(self._widths, width), 1), len(self._widths) - 1)
+        w0, w1 = self._widths[right - 1], self._widths[right]
+        t0, t1 = self._medians[right - 1], self._medians[right]
+        slope = (t1 - t0) / (w1 - w0)
+        return max(t0 + slope * (width - w0), 0.5 * self._medians[0])
+
+    def _refresh(self) -> None:
+        for old in [kind for kind, last in self._last.items() if self._steps - last > STALE]:
+            del self._times[old], self._last[old]
+        self._widths, self._medians = [], []
+        highest = 0.0
+        for kind in sorted(self._times):
+            seen = self._times[kind]
+            highest = max(highest, statistics.median(t for _, t in seen))
+            self._widths.append(statistics.fmean(w for w, _ in seen))
+            self._medians.append(highest)
+        self._fresh = True
+
+
+def _class(width: int) -> int:
+    """Small widths by themselves, larger ones four to a doubling."""
+    return width if width < 8 else 8 + int(4 * math.log2(width / 8))
