@@ -18,7 +18,7 @@ from gallium.models.decoder import Model
 from gallium.models.sharding import local_spec
 from gallium.ops.handles import ALONE, Placement
 
-TOKENS = 24
+TOKENS = 10  # greedy ones per prompt; each costs a collective per layer among processes that share few cores
 
 
 def load(path: Path, placement: Placement = ALONE, backend: str = "torch") -> Model:
