@@ -1,4 +1,4 @@
-"""What the Ascend backend sets for its process is taken back for the tests that follow: the blocked format, and no CPU."""
+"""What the Ascend backend sets for its process is taken back for later tests: the blocked format, and no move to a CPU."""
 
 from __future__ import annotations
 
