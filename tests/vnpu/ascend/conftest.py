@@ -1,4 +1,4 @@
-"""What the Ascend backend sets for its process is taken back for later tests: the blocked format, and no move to a CPU."""
+"""What the Ascend backend sets for its process is taken back after its tests: the blocked format, no move to a CPU."""
 
 from __future__ import annotations
 
