@@ -51,7 +51,7 @@ check: native ## format, lint, types, import rules, house rules, generated docs
 	$(TEST)/python tools/collect_records.py --check
 
 unit: native ## the tests
-	$(TEST)/python -m pytest --ignore tests/vnpu $(PYTEST_ARGS)
+	$(TEST)/python -m pytest --ignore tests/vnpu -n 2 --dist loadfile $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(TEST)/python -m pytest tests/vnpu -n 2 --dist loadfile $(PYTEST_ARGS)
 	$(ON_VIRTUAL) GALLIUM_VNPU_SOC=Ascend910B2 $(TEST)/python -m pytest tests/conformance --backend ascend $(PYTEST_ARGS)
 	$(ON_VIRTUAL) GALLIUM_VNPU_SOC=Ascend910_9391 $(TEST)/python -m pytest tests/conformance --backend ascend $(PYTEST_ARGS)
