@@ -116,12 +116,13 @@ def assemble(
     text = read_tokenizer(checkpoint, need_tokenizer)
     if text is not None:
         complete_template(text, str(checkpoint.config.get("model_type")), resolved.label)
+    emulated = backend.probe().emulated
     loaded: LoadedModel | Loaded
     if settings.world == 1:
         loaded = load(checkpoint, spec, backend, settings, progress)
         if recorder is not None and recorder.path is not None:
             watch_loaded(recorder, backend, loaded.model, loaded.precision, settings, resolved.label)
-        running = start_engine(loaded.model, text, settings, emulated=backend.probe().emulated, recorder=recorder)
+        running = start_engine(loaded.model, text, settings, emulated=emulated, recorder=recorder)
     else:
         loaded, running = start_ranks(resolved.path, spec, backend, text, settings, progress)
     return Assembly(
@@ -133,7 +134,7 @@ def assemble(
         precision=loaded.precision,
         stored_precision=checkpoint.stored_precision,
         backend_name=backend.name,
-        emulated=backend.probe().emulated,
+        emulated=emulated,
         support=loaded.support,
         weights_bytes=checkpoint.size_bytes,
         kv=running.kv,

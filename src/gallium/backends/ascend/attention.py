@@ -53,25 +53,39 @@ def decode(q: Tensor, pages: AscendPages, plan: AscendPlan, spec: AttentionSpec)
     return found
 
 
-def packed(q: Tensor, k: Tensor, v: Tensor, plan: AscendPlan | Part, spec: AttentionSpec, mask: Tensor) -> Tensor:
-    """Any mix of prefill and decode, `[tokens, heads, width]`: layout TND, causal from the lower right corner."""
-    out, _ = torch_npu.npu_fused_infer_attention_score(
+def _causal(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_heads: int,
+    plan: AscendPlan | Part,
+    spec: AttentionSpec,
+    mask: Tensor,
+    **rotated: Tensor,
+) -> Tensor:
+    """Layout TND over pages `[blocks, block_size, width]`, with a part that rotates apart if there is one."""
+    out: Tensor = torch_npu.npu_fused_infer_attention_score(
         q,
-        paged(k),
-        paged(v),
+        k,
+        v,
+        **rotated,
         atten_mask=mask,
         sparse_mode=CAUSAL,
         num_heads=spec.num_heads,
-        num_key_value_heads=spec.num_kv_heads,
+        num_key_value_heads=kv_heads,
         input_layout="TND",
         scale=spec.scale,
         block_table=plan.block_tables,
         block_size=k.shape[1],
         actual_seq_lengths=plan.query_ends,
         actual_seq_lengths_kv=plan.lengths,
-    )
-    found: Tensor = out
-    return found
+    )[0]
+    return out
+
+
+def packed(q: Tensor, k: Tensor, v: Tensor, plan: AscendPlan | Part, spec: AttentionSpec, mask: Tensor) -> Tensor:
+    """Any mix of prefill and decode, `[tokens, heads, width]`: layout TND, causal from the lower right corner."""
+    return _causal(q, paged(k), paged(v), spec.num_kv_heads, plan, spec, mask)
 
 
 def packed_codes(
@@ -98,25 +112,7 @@ def latent(
     q: Tensor, q_rope: Tensor, k: Tensor, k_rope: Tensor, plan: AscendPlan, spec: AttentionSpec, mask: Tensor
 ) -> Tensor:
     """All heads over one latent, which is key and value at once; `[tokens, heads, latent]`, layout TND."""
-    out, _ = torch_npu.npu_fused_infer_attention_score(
-        q,
-        k,
-        k,
-        query_rope=q_rope,
-        key_rope=k_rope,
-        atten_mask=mask,
-        sparse_mode=CAUSAL,
-        num_heads=spec.num_heads,
-        num_key_value_heads=1,
-        input_layout="TND",
-        scale=spec.scale,
-        block_table=plan.block_tables,
-        block_size=k.shape[1],
-        actual_seq_lengths=plan.query_ends,
-        actual_seq_lengths_kv=plan.lengths,
-    )
-    found: Tensor = out
-    return found
+    return _causal(q, k, k, 1, plan, spec, mask, query_rope=q_rope, key_rope=k_rope)
 
 
 def latent_over(
@@ -131,7 +127,7 @@ def latent_over(
         spec.scale,
         block_table=plan.block_tables,
         actual_seq_lengths_query=plan.query_ends_on_device,
-        actual_seq_lengths_kv=plan.lengths_on_device,
+        actual_seq_lengths_kv=plan.context_lens,
         query_rope=q_rope,
         key_rope=k_rope.unsqueeze(2),
         layout_query="TND",
@@ -150,7 +146,7 @@ def choose(q: Tensor, weights: Tensor, keys: Tensor, plan: AscendPlan, k: int) -
         keys.unsqueeze(2),
         weights,
         actual_seq_lengths_query=plan.query_ends_on_device,
-        actual_seq_lengths_key=plan.lengths_on_device,
+        actual_seq_lengths_key=plan.context_lens,
         block_table=plan.block_tables,
         layout_query="TND",
         layout_key="PA_BSND",

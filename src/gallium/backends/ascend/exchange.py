@@ -45,6 +45,12 @@ LIMITS = {
 }
 
 
+def communicator_name(group: dist.ProcessGroup, rank: int, device: torch.device) -> str:
+    """What kernels that talk to a group themselves call it; `rank` is this process's in the group."""
+    found: str = group._get_backend(device).get_hccl_comm_name(rank)  # type: ignore[attr-defined]
+    return found
+
+
 class Exchange:
     """The exchange of one model's tokens among all ranks; `refusal` says why its kernels cannot serve, if so."""
 
@@ -60,8 +66,7 @@ class Exchange:
             return
         self._limits = LIMITS[chip.family]
         self._most = min(self._limits.tokens, self._room())
-        backend = self._group._get_backend(torch.device("npu"))
-        self._name: str = backend.get_hccl_comm_name(self._placement.rank)  # type: ignore[attr-defined]
+        self._name = communicator_name(self._group, self._placement.rank, torch.device("npu"))
 
     def _refusal(self, chip: Soc, top_k: int, dtype: torch.dtype) -> str:
         limits, ranks = LIMITS.get(chip.family), self._placement.world

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from gallium.backends.ascend import attention, experts, heads, linear
 from gallium.backends.ascend.cache import AscendPages, Fused, antiquant, fused_for, most_offset
-from gallium.backends.ascend.exchange import Exchange
+from gallium.backends.ascend.exchange import Exchange, communicator_name
 from gallium.backends.ascend.graphs import NpuGraphedStep
 from gallium.backends.ascend.plan import AscendPlan
 from gallium.backends.ascend.reasons import activations, op_reasons
@@ -86,8 +86,7 @@ class AscendOps(TorchOps):
             or self.collectives.placement.tp not in (2, 4, 8)
         ):
             return ""
-        found: str = group._get_backend(self.device).get_hccl_comm_name(torch.distributed.get_rank(group))  # type: ignore[attr-defined]
-        return found
+        return communicator_name(group, torch.distributed.get_rank(group), self.device)
 
     def plan(self, step: Step) -> AscendPlan:
         """The step's arrays on the device, lengths on the host too."""

@@ -142,11 +142,6 @@ class AscendPlan(TorchPlan):
         return self._numbers
 
     @property
-    def lengths_on_device(self) -> torch.Tensor:
-        """int32 `[seqs]`: context lengths."""
-        return self.context_lens
-
-    @property
     def query_ends_on_device(self) -> torch.Tensor:
         """int32 `[seqs]`: where each sequence's queries end."""
         if self._query_ends is None:

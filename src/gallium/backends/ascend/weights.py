@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch_npu
 from torch import Tensor
 
-from gallium.backends.torch.packing import CHUNK, empty, host_tensor
+from gallium.backends.torch.packing import decoded, empty, host_tensor
 from gallium.ops.handles import Quantisation, Weight
 
 INT4_GROUP = 32  # columns: the smallest group that npu_weight_quant_batchmatmul takes
 INT4_PER_WORD = 8
 INT4_UNITS = (INT4_PER_WORD, INT4_GROUP)  # of rows and columns
-
-
-def decoded(parts: Sequence[Weight], device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of all parts as float32 on the device, some at a time, with their place in the whole."""
-    at = 0
-    for part in parts:
-        step = max(1, CHUNK // max(1, part.shape[1]))
-        for start in range(0, part.shape[0], step):
-            chunk = host_tensor(part.float32(start, min(start + step, part.shape[0])))
-            yield slice(at + start, at + start + len(chunk)), chunk.to(device)
-        at += part.shape[0]
 
 
 def filled_up(size: int, unit: int) -> int:
@@ -54,7 +43,8 @@ def int8_rows(
     height, width = sizes(parts)
     codes = empty((height, width), torch.int8, device)
     scale = empty((height, 1), torch.float32, device)
-    for rows, chunk in decoded(parts, device):
+    for _, rows, values in decoded(parts):
+        chunk = values.to(device)
         step = (chunk.abs().amax(1, keepdim=True) / 127).to(scale_dtype).float()
         scale[rows] = step
         codes[rows] = (chunk / torch.where(step == 0, 1.0, step)).round().clamp(-127, 127).to(torch.int8)
@@ -80,7 +70,8 @@ def int4_rows(parts: Sequence[Weight], device: torch.device, dtype: torch.dtype)
     codes = torch.zeros((height, width), dtype=torch.int8, device=device)
     scale = torch.ones((height, width // INT4_GROUP), dtype=dtype, device=device)
     offset = torch.zeros_like(scale)
-    for rows, chunk in decoded(parts, device):
+    for _, rows, values in decoded(parts):
+        chunk = values.to(device)
         chunk = torch.cat((chunk, chunk[:, -1:].expand(-1, width - chunk.shape[1])), dim=1)
         groups = chunk.reshape(len(chunk), -1, INT4_GROUP)
         of_chunk, step, shift = four_bits(groups, dtype)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,22 +31,35 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
         ) from cause
 
 
-def fill(target: torch.Tensor, parts: Sequence[Weight]) -> None:
-    """Write the rows of all parts, in order, into `target` `[rows, ...]`. Raises BackendError on an overflow."""
+class Chunk(NamedTuple):
+    """Some rows of a part, decoded."""
+
+    part: Weight
+    rows: slice  # their place in the whole
+    values: torch.Tensor  # float32 on the host
+
+
+def decoded(parts: Sequence[Weight]) -> Iterator[Chunk]:
+    """The rows of all parts, in order, some at a time."""
     at = 0
     for part in parts:
-        rows = part.shape[0]
         step = max(1, CHUNK // max(1, int(np.prod(part.shape[1:]))))
-        for start in range(0, rows, step):
-            stop = min(rows, start + step)
-            piece = target[at + start : at + stop]
-            piece.copy_(host_tensor(part.float32(start, stop)))
-            if target.dtype == torch.float16 and not bool(torch.isfinite(piece).all()):
-                raise BackendError(
-                    f"{part.name} has values beyond 65504, which float16 cannot hold: choose --precision bfloat16 "
-                    "or float32."
-                )
-        at += rows
+        for start in range(0, part.shape[0], step):
+            values = host_tensor(part.float32(start, min(start + step, part.shape[0])))
+            yield Chunk(part, slice(at + start, at + start + len(values)), values)
+        at += part.shape[0]
+
+
+def fill(target: torch.Tensor, parts: Sequence[Weight]) -> None:
+    """Write the rows of all parts, in order, into `target` `[rows, ...]`. Raises BackendError on an overflow."""
+    for part, rows, values in decoded(parts):
+        piece = target[rows]
+        piece.copy_(values)
+        if target.dtype == torch.float16 and not bool(torch.isfinite(piece).all()):
+            raise BackendError(
+                f"{part.name} has values beyond 65504, which float16 cannot hold: choose --precision bfloat16 "
+                "or float32."
+            )
 
 
 def stacked(parts: Sequence[Weight], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
