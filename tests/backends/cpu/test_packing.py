@@ -11,7 +11,8 @@ from tests.models.memory_checkpoint import ArrayWeight, weight
 
 from gallium.backends.cpu import backend, library
 from gallium.backends.cpu.arrays import address
-from gallium.backends.cpu.kernels_linear import KINDS, STORAGES, precision_for
+from gallium.backends.cpu.kernels_linear import STORAGES, precision_for
+from gallium.backends.cpu.matrices import KINDS
 from gallium.backends.cpu.ops import CpuOps
 from gallium.checkpoints.formats import FORMATS
 from gallium.errors import BackendError

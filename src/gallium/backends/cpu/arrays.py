@@ -71,6 +71,16 @@ def aligned_zeros(count: int, dtype: Any) -> NDArray[Any]:
     return raw[skip : skip + count * size].view(dtype)
 
 
+def weight_memory(size: int) -> NDArray[Any]:
+    """Zeros for panels of weights. Raises OutOfMemory."""
+    try:
+        return aligned_zeros(size, np.uint8)
+    except OutOfMemory:
+        raise OutOfMemory(
+            f"no memory for {size / 2**20:.0f} MiB of weights: choose a smaller precision or model."
+        ) from None
+
+
 def check_memory(status: int, op: str) -> None:
     """Raise OutOfMemory for a kernel that had no scratch memory."""
     if status:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gallium.backends.cpu import library
-from gallium.backends.cpu.kernels_linear import KINDS
 from gallium.backends.cpu.kernels_rows import MAX_EXPERTS
+from gallium.backends.cpu.matrices import KINDS
 from gallium.backends.cpu.ops import CpuOps
 from gallium.errors import BackendError, OutOfMemory
 from gallium.ops.backend import API_VERSION, Probe, Support

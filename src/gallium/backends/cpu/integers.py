@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from struct import Struct
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gallium.backends.cpu.arrays import address, aligned_zeros
+from gallium.backends.cpu.arrays import address, aligned_zeros, require
 from gallium.errors import BackendError
 from gallium.ops.handles import Precision, Quantisation, Role, Weight
 
 _INTEGERS = Struct("@2Q2q2d")  # ga_integers
 INTEGER_STORAGES = {"I8": 9, "I4": 10}
 """Codings of one integer per byte, by their number in linear.h."""
+TYPES = {"scale": np.float32, "correction": np.int32}
 LANES = 16  # rows of a panel
 GROUP = 32  # columns that the kernels take together
 MOST_COLUMNS = 1 << 16  # beyond, 32 bits might not hold a sum
@@ -51,16 +54,42 @@ def _scheme(how: Quantisation) -> tuple[object, ...]:
     return how.bits, how.scale.shape[1], how.activations, how.input_scale, how.input_offset
 
 
+def scheme_of(facts: Mapping[str, Any], cols: int) -> Quantisation:
+    """The scheme of stored integers, without their scales. Raises BackendError if there is none such."""
+    groups, how = facts["groups"], facts["activations"]
+    require(
+        facts["bits"] in INTEGER_PRECISION and how in ("dynamic", "static") and 0 < groups <= cols
+        and cols % groups == 0 and (groups == 1 or (how == "dynamic" and cols // groups % GROUP == 0))
+        and cols <= MOST_COLUMNS,
+        f"packed integers of an unknown kind: {dict(facts)}.",
+    )  # fmt: skip
+    none = np.empty((0, groups), np.float32)
+    return Quantisation(facts["bits"], none, how, float(facts["input_scale"]), int(facts["input_offset"]))
+
+
 class Integers:
-    """The scales of matrices of one shape and scheme; `address_of` gives the ga_integers of one."""
+    """The scales of matrices of one shape and scheme; `address_of` gives the ga_integers of one.
 
-    __slots__ = ("_correction", "_scale", "_structs", "nbytes", "static")
+    They are zeros to be filled, or the `stored` arrays of a packed file.
+    """
 
-    def __init__(self, count: int, rows: int, how: Quantisation) -> None:
+    __slots__ = ("_correction", "_how", "_scale", "_structs", "nbytes", "static")
+
+    def __init__(
+        self, count: int, rows: int, how: Quantisation, stored: Mapping[str, NDArray[Any]] | None = None
+    ) -> None:
         lanes, groups = -(-rows // LANES) * LANES, how.scale.shape[1]
+        self._how = how
         self.static = how.activations == "static"
-        self._scale = aligned_zeros(count * groups * lanes, np.float32).reshape(count, groups, lanes)
-        self._correction = aligned_zeros(count * lanes, np.int32).reshape(count, lanes) if self.static else None
+        sizes = {"scale": count * groups * lanes} | ({"correction": count * lanes} if self.static else {})
+        if stored is None:
+            stored = {name: aligned_zeros(size, TYPES[name]) for name, size in sizes.items()}
+        require(
+            all(name in stored and stored[name].size == size for name, size in sizes.items()),
+            f"the scales of {count} packed matrices of {rows} rows in {groups} groups are damaged.",
+        )
+        self._scale = stored["scale"].reshape(count, groups, lanes)
+        self._correction = stored["correction"].reshape(count, lanes) if self.static else None
         self.nbytes = self._scale.nbytes + (0 if self._correction is None else self._correction.nbytes)
         self._structs = ctypes.create_string_buffer(_INTEGERS.size * max(count, 1))
         factor = np.float32(1) / np.float32(how.input_scale)
@@ -70,6 +99,20 @@ class Integers:
                 0 if self._correction is None else address(self._correction[index]), groups, self.static,
                 factor, how.input_offset,
             )  # fmt: skip
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The scheme, as JSON has it; `scheme_of` reads it."""
+        how = self._how
+        return {
+            "bits": how.bits, "groups": how.scale.shape[1], "activations": how.activations,
+            "input_scale": how.input_scale, "input_offset": how.input_offset,
+        }  # fmt: skip
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What a packed file stores."""
+        return {"scale": self._scale} | ({} if self._correction is None else {"correction": self._correction})
 
     def fill(self, index: int, at: int, part: Weight) -> None:
         """The scales of one part, whose rows begin at row `at` of matrix `index`."""

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gallium.backends.cpu.arrays import address, aligned_zeros, check_memory, contiguous, require, rows
-from gallium.backends.cpu.integers import INTEGER_STORAGES, Integers, integer_scheme
+from gallium.backends.cpu.arrays import address, check_memory, contiguous, require, rows
+from gallium.backends.cpu.integers import INTEGER_STORAGES, integer_scheme
 from gallium.backends.cpu.kernels_rows import silent
-from gallium.errors import BackendError, OutOfMemory
-from gallium.ops.handles import Experts, FloatArray, IntArray, Linear, Precision, Quantisation, Role, Weight
+from gallium.backends.cpu.matrices import KINDS, PRECISIONS, Packed
+from gallium.backends.cpu.stored import take_over
+from gallium.errors import BackendError
+from gallium.ops.handles import Experts, FloatArray, IntArray, Linear, Precision, Role, Weight
 from gallium.ops.machine import Stored
+from gallium.ops.packed import PackedHandle, stored_handle
 
-_MATRIX = Struct("@2Q3qQ")  # ga_matrix
 _PACK = Struct("@Q3q").pack  # ga_pack_args up to its matrix
 _LINEAR = Struct("@3Q6q").pack
 _MLP = Struct("@2Q").pack  # ga_mlp_args up to its matrices
@@ -25,9 +27,6 @@ _MLP_SIZES = Struct("@2q").pack  # and after them
 _EMBED = Struct("@2Qq").pack  # ga_embed_args up to its matrix
 _EXPERTS = Struct("@6Q4q").pack
 
-KINDS: dict[Precision, int] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
-"""ga_matrix.kind"""
-PRECISIONS: dict[int, Precision] = {kind: precision for precision, kind in KINDS.items()}
 STORAGES = {
     name: code for code, name in enumerate(("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"))
 }
@@ -44,53 +43,6 @@ def precision_for(precision: Precision, role: Role) -> Precision:
     if role == "float":
         return "bfloat16" if precision in ("int8", "int4") else precision
     return "int8" if precision == "int4" and role in INT8_AT_LEAST else precision
-
-
-class Packed:
-    """Matrices of one shape and kind in one piece of memory; `structs` is the array of ga_matrix that kernels read.
-
-    `how` is given when a checkpoint's own integers are packed; their scales are then in `integers`.
-    """
-
-    __slots__ = ("bias", "cols", "count", "first", "integers", "kind", "memory", "rows", "struct_address", "structs")
-
-    def __init__(
-        self,
-        library: Any,
-        count: int,
-        rows: int,
-        cols: int,
-        kind: int,
-        bias: FloatArray | None,
-        how: Quantisation | None = None,
-    ) -> None:
-        size = int(library.ga_matrix_bytes(rows, cols, kind))
-        self.count, self.rows, self.cols, self.kind, self.bias = count, rows, cols, kind, bias
-        self.integers = None if how is None else Integers(count, rows, how)
-        try:
-            self.memory: NDArray[Any] = aligned_zeros(count * size, np.uint8)
-        except OutOfMemory:
-            raise OutOfMemory(
-                f"no memory for {count * size / 2**20:.0f} MiB of weights: choose a smaller precision or model."
-            ) from None
-        start = address(self.memory) if self.memory.size else 0
-        self.structs = ctypes.create_string_buffer(_MATRIX.size * count)
-        for index in range(count):
-            _MATRIX.pack_into(
-                self.structs, index * _MATRIX.size, start + index * size, 0 if bias is None else address(bias),
-                rows, cols, kind, 0 if self.integers is None else self.integers.address_of(index),
-            )  # fmt: skip
-        self.struct_address = ctypes.addressof(self.structs)
-        self.first = self.structs.raw[: _MATRIX.size]
-
-    @property
-    def nbytes(self) -> int:
-        """Of all matrices, their scales included."""
-        return self.memory.nbytes + (0 if self.integers is None else self.integers.nbytes)
-
-    def struct(self, index: int = 0) -> bytes:
-        """The ga_matrix of one of them."""
-        return self.first if index == 0 else self.structs.raw[index * _MATRIX.size : (index + 1) * _MATRIX.size]
 
 
 class LinearKernels:
@@ -116,6 +68,9 @@ class LinearKernels:
         height, width = self._shape(parts)
         biases = np.concatenate([b.float32() for b in bias]) if bias else None
         require(biases is None or biases.shape == (height,), f"a bias must have {height} elements, one per row.")
+        stored = stored_handle(parts)
+        if stored is not None:
+            return Linear(width, height, self._take_over(stored, 0, (1, height, width), biases), biases)
         packed = self._make(1, height, width, role, biases, parts)
         self._fill(packed, 0, parts)
         return Linear(width, height, packed, biases)
@@ -124,6 +79,9 @@ class LinearKernels:
         """One matrix `[out, in]` per head; a checkpoint's own integers are decoded."""
         height, width = self._shape(weight[:1])
         require(all(w.shape == (height, width) for w in weight), "all heads must have one shape.")
+        stored = stored_handle(weight)
+        if stored is not None:
+            return Linear(width, height, self._take_over(stored, 0, (len(weight), height, width)))
         packed = self._make(len(weight), height, width, "linear", None)
         for index, one in enumerate(weight):
             self._fill(packed, index, [one])
@@ -138,6 +96,10 @@ class LinearKernels:
         """
         hidden, width = self._shape(down[:1])
         every = [part for parts in gate_up for part in parts]
+        stored = stored_handle([*every, *down])
+        if stored is not None:
+            sizes = ((len(down), 2 * width, hidden), (len(down), hidden, width))
+            return Experts(len(down), hidden, width, tuple(self._take_over(stored, i, s) for i, s in enumerate(sizes)))
         first = self._make(len(down), 2 * width, hidden, roles[0], None, every)
         second = self._make(len(down), hidden, width, roles[1], None, down)
         if any(packed.integers is not None and packed.integers.static for packed in (first, second)):
@@ -173,6 +135,13 @@ class LinearKernels:
         precision = precision_for(self._precision, role)
         how = integer_scheme(integers, precision, role)
         packed = Packed(self._library, count, height, width, KINDS[precision], bias, how)
+        self.packed_bytes += packed.nbytes
+        return packed
+
+    def _take_over(
+        self, stored: PackedHandle, index: int, sizes: tuple[int, int, int], bias: FloatArray | None = None
+    ) -> Packed:
+        packed = take_over(self._library, self._precision, stored, index, sizes, bias)
         self.packed_bytes += packed.nbytes
         return packed
 

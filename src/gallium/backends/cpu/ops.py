@@ -14,6 +14,7 @@ from gallium.backends.cpu.kernels_linear import LinearKernels
 from gallium.backends.cpu.kernels_rows import RowKernels
 from gallium.backends.cpu.kernels_sampling import SamplingKernels
 from gallium.backends.cpu.plan import CpuPlan
+from gallium.backends.cpu.stored import LAYOUT, export
 from gallium.ops.handles import (
     AttentionSpec,
     Experts,
@@ -32,6 +33,7 @@ from gallium.ops.handles import (
 )
 from gallium.ops.interface import Ops
 from gallium.ops.machine import Stored
+from gallium.ops.packed import Exported
 
 Array: TypeAlias = Any
 """float32 (ids: int32) NumPy arrays; the seam's Tensor has fewer methods than NumPy's own type tells."""
@@ -41,6 +43,7 @@ class CpuOps(Ops):
     """One model's ops. Tensors are float32 arrays, a plan is a CpuPlan; the level is the library's at call time."""
 
     name = "cpu"
+    layout = LAYOUT
 
     def __init__(self, precision: Precision) -> None:
         loaded = library.load()
@@ -73,6 +76,10 @@ class CpuOps(Ops):
     def stored(self, weight: Linear | Experts) -> Stored:
         """What was packed, scales included; of experts the precision of gate and up."""
         return self._linear.stored(weight)
+
+    def export(self, handle: Linear | Experts) -> Exported:
+        """What a packed file keeps of a handle (ops/packed.py)."""
+        return export(handle)
 
     # -- memory -------------------------------------------------------------------
     def upload(self, array: FloatArray | IntArray) -> Array:
