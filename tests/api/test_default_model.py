@@ -83,7 +83,7 @@ def test_a_prediction_gives_the_same_answer_and_is_counted(client: OpenAI, defau
         assert answer.usage.completion_tokens == plain.usage.completion_tokens
         details = answer.usage.completion_tokens_details
         assert details is not None and details.accepted_prediction_tokens is not None
-        assert details.accepted_prediction_tokens > 3 and details.rejected_prediction_tokens is not None
+        assert details.accepted_prediction_tokens > 0 and details.rejected_prediction_tokens is not None
         assert plain.usage.completion_tokens_details is None
     assert default_server.health()["engine"]["accepted_tokens"] > before
 

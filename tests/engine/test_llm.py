@@ -92,7 +92,10 @@ def test_a_seed_makes_it_repeatable_and_none_does_not(llm: LLM) -> None:
 
 def test_without_params_it_draws_until_the_context_is_full(llm: LLM, prompts: Prompts) -> None:
     (found,) = llm.generate(prompt_token_ids=prompts[0])
-    assert found.finish_reason == "length" and len(found.prompt_token_ids + found.token_ids) == CONTEXT
+    if found.finish_reason == "stop":  # by chance the model has drawn its end
+        assert found.token_ids[-1] in {*llm.assembly.spec.eos_ids, *llm.tokenizer.eos_ids}
+    else:
+        assert found.finish_reason == "length" and len(found.prompt_token_ids + found.token_ids) == CONTEXT
     assert found.logprobs is None and found.stop_reason is None
 
 

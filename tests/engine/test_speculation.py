@@ -16,6 +16,7 @@ from tests.engine.fakes import EOS, HEAD_ROWS, VOCAB, Answer, PretendRunner, pre
 from gallium.engine.async_engine import Engine
 from gallium.engine.request import Job
 from gallium.engine.scheduler import Chance
+from gallium.engine.step_times import StepTimes
 from gallium.types import Delta, SamplingParams
 
 Spoken = list[list[Delta]]
@@ -41,6 +42,12 @@ def spoken(engine: Engine, which: list[int]) -> Spoken:
         one.wait()
         result += [[replace(d, cached_tokens=0) for d in one.of(n)] for n in range(REQUESTS[i][1].n)]
     return result
+
+
+@pytest.fixture(autouse=True)
+def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not decide how much is drafted here."""
+    monkeypatch.setattr(StepTimes, "observe", lambda self, width, seconds: None)
 
 
 @pytest.fixture(scope="module")

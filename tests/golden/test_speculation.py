@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from gallium import LLM, SamplingParams
+from gallium.engine.step_times import StepTimes
 from gallium.errors import GalliumError
 from gallium.settings import PrecisionChoice
 from gallium.types import Completion, Delta
@@ -23,6 +24,12 @@ ASKED = [
     ("Count: 1, 2, 3, 1, 2, 3, 1, 2, 3, 1,", SamplingParams(temperature=1, top_p=0.9, seed=3, max_tokens=40)),
     (EDIT, replace(GREEDY, min_tokens=40, frequency_penalty=0.2, logprobs=2)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not decide how much is drafted here."""
+    monkeypatch.setattr(StepTimes, "observe", lambda self, width, seconds: None)
 
 
 @pytest.fixture(scope="module", params=["int4", "bfloat16"])

@@ -8,7 +8,14 @@ import httpx
 import pytest
 from tests.server.fakes import FakeAssembly, fake_assembly
 
+from gallium.engine.step_times import StepTimes
 from gallium.server.app import create_app
+
+
+@pytest.fixture(autouse=True)
+def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not decide how much of a prediction is drafted."""
+    monkeypatch.setattr(StepTimes, "observe", lambda self, width, seconds: None)
 
 
 @pytest.fixture
