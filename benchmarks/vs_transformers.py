@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -15,13 +14,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from machine import machine, write_result
+from machine import cores, machine, write_result
 
 Task = tuple[str, int, int, int]  # kind, batch, context, new tokens
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_checkpoint(shape: str, folder: Path) -> None:

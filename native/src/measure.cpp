@@ -2,12 +2,17 @@
 #include "gallium/measure.h"
 
 #include <stdlib.h>
+#include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <chrono>
 
 #include "level.h"
 #include "peak_kernels.h"
 #include "pool.h"
+#include "read_streams.h"
 
 namespace ga {
 namespace {
@@ -56,36 +61,38 @@ const PeakKernels& peak_kernels(int64_t kind) {
     return peak_portable;
 }
 
-uint64_t read_all(const uint64_t* p, int64_t words) {
-    uint64_t sums[8] = {};
-    for (int64_t i = 0; i + 8 <= words; i += 8)
-        for (int j = 0; j < 8; ++j) sums[j] ^= p[i + j];
-    uint64_t total = 0;
-    for (uint64_t one : sums) total ^= one;
-    return total;
+const ReadKernels& read_kernels() {
+#if defined(GA_X86)
+    if (level() >= Level::avx512) return read_avx512;
+    if (level() == Level::avx2) return read_avx2;
+#endif
+    return read_portable;
 }
 
 }  // namespace
 
 const PeakKernels peak_portable = {{2 * kSums, 2 * kSums, 2 * kSums, 2 * kSums},
                                    {burn_floats, burn_floats, burn_bytes, burn_bytes}};
+const ReadKernels read_portable = {{read_streams<1>, read_streams<2>, read_streams<4>}};
 
 }  // namespace ga
 
 double ga_measure_read(int64_t bytes, int32_t rounds) {
-    const int64_t piece = 1 << 20, words = piece / 8, pieces = bytes / piece;
-    auto* memory = static_cast<uint64_t*>(aligned_alloc(4096, static_cast<size_t>(pieces * piece)));
+    const int64_t huge = 2 << 20, piece = 8 << 20, pieces = bytes / piece;  // a piece keeps a thread busy for 1 ms
+    auto* memory = static_cast<char*>(aligned_alloc(huge, static_cast<size_t>(pieces * piece)));
     if (!memory) return 0.0;
-    ga::parallel(pieces, [&](int task, int) {  // touched by the threads that will read it
-        for (int64_t i = 0; i < words; ++i) memory[task * words + i] = static_cast<uint64_t>(i);
-    });
+#if defined(MADV_HUGEPAGE)
+    madvise(memory, static_cast<size_t>(pieces * piece), MADV_HUGEPAGE);  // where it is refused, with small pages
+#endif
+    ga::parallel(pieces, [&](int task, int) { memset(memory + task * piece, task + 1, static_cast<size_t>(piece)); });
     double best = 0.0;
-    for (int32_t round = 0; round < rounds; ++round) {
-        const auto start = ga::Clock::now();
-        ga::parallel(pieces, [&](int task, int) { ga::sink = ga::read_all(memory + task * words, words); });
-        const double rate = static_cast<double>(pieces * piece) / ga::seconds_since(start);
-        best = rate > best ? rate : best;
-    }
+    for (int32_t round = 0; round < rounds; ++round)
+        for (const auto read : ga::read_kernels().read) {
+            const auto start = ga::Clock::now();
+            ga::parallel(pieces, [&](int task, int) { ga::sink = read(memory + task * piece, piece); });
+            const double rate = static_cast<double>(pieces * piece) / ga::seconds_since(start);
+            best = rate > best ? rate : best;
+        }
     free(memory);
     return best;
 }

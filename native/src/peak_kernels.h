@@ -9,9 +9,20 @@ struct PeakKernels {
     void (*burn[4])(int64_t rounds);    // null: this kind's products use the level below
 };
 
+constexpr int kReaders = 3;
+
+// Ways to read memory with the level's loads, from 1, 2 and 4 places at once (read_streams.h); the best one counts.
+struct ReadKernels {
+    uint64_t (*read[kReaders])(const char* memory, int64_t bytes);
+};
+
 extern const PeakKernels peak_portable;
 extern const PeakKernels peak_avx2;    // x86 only
 extern const PeakKernels peak_avx512;  // x86 only
 extern const PeakKernels peak_amx;     // x86 only
+
+extern const ReadKernels read_portable;
+extern const ReadKernels read_avx2;    // x86 only
+extern const ReadKernels read_avx512;  // x86 only, AMX's too
 
 }  // namespace ga

@@ -1,5 +1,6 @@
 // Peak of AVX2: independent sums of the FMA instruction, and of the steps that stand for a product of bytes.
 #include "peak_kernels.h"
+#include "read_streams.h"
 #include "x86/peak_burn.h"
 #include "x86/simd_avx2.h"
 
@@ -43,5 +44,7 @@ void burn_int4(int64_t rounds) {
 
 const PeakKernels peak_avx2 = {{kSums * 16, kSums * 16, kSums * 64, kSums * 64},
                                {burn_float32, burn_float32, burn_int8, burn_int4}};
+
+const ReadKernels read_avx2 = {{read_streams<1>, read_streams<2>, read_streams<4>}};
 
 }  // namespace ga

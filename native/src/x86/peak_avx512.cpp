@@ -1,5 +1,6 @@
 // Peak of AVX-512: sixteen independent sums of the FMA, BF16 and VNNI instructions.
 #include "peak_kernels.h"
+#include "read_streams.h"
 #include "x86/peak_burn.h"
 #include "x86/simd_avx512.h"
 
@@ -33,5 +34,7 @@ void burn_int8(int64_t rounds) {
 
 const PeakKernels peak_avx512 = {{kSums * 32, kSums * 64, kSums * 128, kSums * 128},
                                  {burn_float32, burn_bfloat16, burn_int8, burn_int8}};
+
+const ReadKernels read_avx512 = {{read_streams<1>, read_streams<2>, read_streams<4>}};
 
 }  // namespace ga

@@ -46,6 +46,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "model_type": "glm4", **_GLM4_9B, "hidden_size": 6144, "intermediate_size": 23040, "num_hidden_layers": 61,
         "num_attention_heads": 48, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768, "attention_bias": False,
     },
+    "glm-4.5-small": {  # no model of Z.ai's: a mixture of experts that a PC holds
+        **_GLM45, "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+        "num_hidden_layers": 24, "first_k_dense_replace": 1, "n_routed_experts": 64, "routed_scaling_factor": 1.0,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "use_qk_norm": False,
+    },
     "glm-4.5-air": {
         **_GLM45, "hidden_size": 4096, "intermediate_size": 10944, "moe_intermediate_size": 1408,
         "num_hidden_layers": 46, "first_k_dense_replace": 1, "n_routed_experts": 128, "routed_scaling_factor": 1.0,

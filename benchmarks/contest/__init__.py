@@ -1,0 +1,1 @@
+"""Gallium beside its peers on one machine: the same models, threads and work, measured in turns."""

@@ -1,0 +1,70 @@
+"""Gallium's own engine: scheduler, paged cache and sampling included."""
+
+from __future__ import annotations
+
+import queue
+import time
+from typing import Any
+
+from protocol import FIRST_PROMPT, Contender, Plan, answer
+
+from gallium import LLM, __version__
+from gallium.errors import GalliumError
+from gallium.types import Delta, SamplingParams
+
+PRECISIONS = {"bf16": "bfloat16", "int8": "int8", "int4": "int4"}
+SPARE = 64  # tokens of KV cache per sequence beside those of the plan: blocks are not always full
+
+
+class Gallium(Contender):
+    """Greedy decoding. Rows keep their prompts' blocks through the prefix cache."""
+
+    def load(self, plan: Plan) -> dict[str, Any]:
+        room = plan.kv_bytes * (plan.max_batch + 1) * (plan.max_context + SPARE)
+        self.llm = LLM(
+            plan.model, precision=PRECISIONS[plan.precision], threads=plan.threads, max_context=plan.max_context,
+            max_batch=plan.max_batch, kv_memory=room,
+        )  # fmt: skip
+        self.vocab = self.llm.assembly.spec.vocab_size
+        self._run([self.fresh(FIRST_PROMPT)], 1)
+        ops = self.llm.assembly.ops
+        return {
+            "version": f"gallium {__version__}", "note": self.llm.assembly.label, "kv_bytes": room,
+            "weight_bytes": getattr(ops, "weight_bytes", None),
+        }  # fmt: skip
+
+    def prefill(self, tokens: int) -> float:
+        prompt = self.fresh(tokens)
+        start = time.perf_counter()
+        ((first,),) = self._run([prompt], 1)
+        return tokens / (first - start)
+
+    def decode(self, batch: int, context: int, tokens: int) -> float:
+        """While all rows decode: between the last first token and the first last one."""
+        prompts = [self.row(number, context) for number in range(batch)]
+        self._run(prompts, 1)  # in the cache from here on
+        times = self._run(prompts, tokens + 1)
+        begin, end = max(t[0] for t in times), min(t[-1] for t in times)
+        return sum(begin < when <= end for t in times for when in t) / (end - begin)
+
+    def _run(self, prompts: list[list[int]], tokens: int) -> list[list[float]]:
+        """When each token of each prompt's answer came."""
+        arrived: queue.SimpleQueue[tuple[int, float, Delta | GalliumError]] = queue.SimpleQueue()
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        for number, prompt in enumerate(prompts):
+            self.llm.assembly.engine.submit(
+                prompt, params, lambda delta, n=number: arrived.put((n, time.perf_counter(), delta))
+            )
+        times: list[list[float]] = [[] for _ in prompts]
+        left = len(prompts)
+        while left:
+            number, when, delta = arrived.get()
+            if isinstance(delta, GalliumError):
+                raise delta
+            times[number] += [when] * len(delta.token_ids)
+            left -= delta.finish_reason is not None
+        return times
+
+
+if __name__ == "__main__":
+    answer(Gallium())

@@ -1,0 +1,143 @@
+"""What the kernels are to reach, and what the finished cells say about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.contest.cells import WORKLOADS, Cell
+from benchmarks.contest.models import config_of, kv_bytes
+from benchmarks.contest.store import Score, Store, best_peer
+
+from gallium.cli.shapes import shape_config
+from gallium.cli.work import Work
+from gallium.models.config import read_spec
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the table: `reached` against `goal`; None where the cells are missing."""
+
+    what: str
+    goal: str
+    reached: str
+    ratio: float | None  # reached / wanted, 1 or more is met
+    cause: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is reached."""
+        return self.ratio is not None and self.ratio >= 1
+
+
+def verdicts(store: Store, limits: dict[str, Any]) -> list[Verdict]:
+    """Every goal of which a cell was measured."""
+    return [
+        *_bandwidth(store, limits), *_against(store), *_peaks(store, limits), *_context(store), *_served(store),
+        *_start(store), *_memory(store),
+    ]  # fmt: skip
+
+
+def _score(store: Store, cell: Cell, name: str = "gallium") -> Score | None:
+    score = store.cells.get(cell.key, {}).get(name)
+    return score if score is not None and score.rounds else None
+
+
+def _bandwidth(store: Store, limits: dict[str, Any]) -> Iterator[Verdict]:
+    for workload, precision in (("W1", "bf16"), ("W1", "int8"), ("W1", "int4"), ("W3", "int4")):
+        score = _score(store, Cell(workload, precision, "decode", 1, 128))
+        shape = WORKLOADS[workload].shape
+        if score is None or shape is None or not score.facts.get("weight_bytes"):
+            continue
+        read = score.facts["weight_bytes"] * Work.of(read_spec(shape_config(shape))).share_read(1)
+        share = (score.median or 0) * (read + 128 * kv_bytes(config_of(shape))) / limits["read"]
+        yield Verdict(f"{workload} {precision} decode 1@128", "85 % of the read limit", f"{share:.0%}", share / 0.85)
+
+
+def _against(store: Store) -> Iterator[Verdict]:
+    """Times of the best peer in the same cell."""
+    wanted: list[tuple[Cell, float]] = [(Cell(w, "int4", "decode", 1, 128), 1.7) for w in ("W1", "W3", "W4")]
+    wanted += [(Cell(w, "int4", "decode", 16, 128), 3.0) for w in ("W1", "W3", "W4")]
+    for precision, times in (("bf16", 2.0), ("int8", 4.0), ("int4", 4.0)):
+        wanted += [(Cell("W1", precision, "prefill", 1, tokens), times) for tokens in (512, 2048)]
+    wanted += [(Cell(w, "int4", "prefill", 1, 512), 4.0) for w in ("W3", "W4")]
+    for cell, times in wanted:
+        score, peer = _score(store, cell), best_peer(store.cells.get(cell.key, {}))
+        if score is None or peer is None or score.median is None:
+            continue
+        ratio = score.median / peer[1]
+        what = f"{score.median:.1f} against {peer[1]:.1f} ({peer[0]}): {ratio:.2f} x"
+        yield Verdict(cell.key.replace("/", " "), f"{times:g} x the best peer", what, ratio / times)
+
+
+def _peaks(store: Store, limits: dict[str, Any]) -> Iterator[Verdict]:
+    for workload, precision in (("W1", "bf16"), ("W1", "int8"), ("W1", "int4"), ("W3", "int4")):
+        for tokens in (512, 2048):
+            score = _score(store, Cell(workload, precision, "prefill", 1, tokens))
+            shape, peak = WORKLOADS[workload].shape, limits["peak"].get(precision)
+            if score is None or score.median is None or shape is None or not peak:
+                continue
+            done = Work.of(read_spec(shape_config(shape))).prefill_operations(tokens) * score.median / tokens
+            share = done / peak
+            yield Verdict(
+                f"{workload} {precision} prefill {tokens}", "55 % of the peak of its type", f"{share:.0%}", share / 0.55
+            )
+
+
+def _context(store: Store) -> Iterator[Verdict]:
+    """Decoding at a long context, beside what the additional KV bytes explain."""
+    for precision in ("bf16", "int8", "int4"):
+        short = _score(store, Cell("W1", precision, "decode", 1, 128))
+        long = _score(store, Cell("W1", precision, "decode", 1, 8192))
+        shape = WORKLOADS["W1"].shape
+        if short is None or long is None or shape is None or not short.median or not long.median:
+            continue
+        weights = short.facts.get("weight_bytes", 0) * Work.of(read_spec(shape_config(shape))).share_read(1)
+        token = kv_bytes(config_of(shape))
+        explained = (weights + 128 * token) / (weights + 8192 * token)
+        ratio = long.median / short.median
+        yield Verdict(
+            f"W1 {precision} decode 1@8192 against 1@128", f"at least {0.85 * explained:.2f} x", f"{ratio:.2f} x",
+            ratio / (0.85 * explained),
+        )  # fmt: skip
+
+
+def _served(store: Store) -> Iterator[Verdict]:
+    for precision in ("bf16", "int8", "int4"):
+        cell = Cell("W1", precision, "served", 1, 16)
+        scores = store.cells.get(cell.key, {})
+        score, peer = _score(store, cell), best_peer(scores)
+        if score is None or peer is None or score.median is None:
+            continue
+        ratio = score.median / peer[1]
+        what = f"{score.median:.1f} against {peer[1]:.1f} ({peer[0]}): {ratio:.2f} x"
+        yield Verdict(f"W1 {precision} served, 16 streams", "1.5 x the best peer", what, ratio / 1.5)
+        theirs, ours = scores[peer[0]].facts["ttft_p95"], score.facts["ttft_p95"]
+        yield Verdict(
+            f"W1 {precision} p95 TTFT, 16 streams", "below that peer's", f"{ours:.2f} s, {theirs:.2f} s", theirs / ours
+        )
+
+
+def _start(store: Store) -> Iterator[Verdict]:
+    for precision in ("bf16", "int8", "int4"):
+        cell = Cell("W1", precision, "start")
+        score, peer = _score(store, cell), best_peer(store.cells.get(cell.key, {}), least=True)
+        if score is None or peer is None or score.median is None:
+            continue
+        what = f"{score.median:.2f} s against {peer[1]:.2f} s ({peer[0]})"
+        yield Verdict(
+            f"W1 {precision} start to first token", "0.3 x the fastest peer", what, 0.3 * peer[1] / score.median
+        )
+
+
+def _memory(store: Store) -> Iterator[Verdict]:
+    for precision in ("bf16", "int8", "int4"):
+        score = _score(store, Cell("W1", precision, "start"))
+        if score is None or not score.facts.get("peak_bytes") or not score.facts.get("weight_bytes"):
+            continue
+        peak = score.facts["peak_bytes"]
+        allowed = 1.1 * (score.facts["weight_bytes"] + score.facts["kv_bytes"]) + 150 * MB
+        yield Verdict(f"W1 {precision} peak memory", f"{allowed / MB:.0f} MB", f"{peak / MB:.0f} MB", allowed / peak)

@@ -1,0 +1,137 @@
+"""The model of a workload in every contender's format, all from the same random weights with one seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from benchmarks.contest.cells import Workload
+from benchmarks.contest.gguf_file import STORED, write_gguf
+from benchmarks.contest.process import Refused
+from benchmarks.contest.vocabulary import end_token, write_tokenizer
+
+from gallium.checkpoints.opening import open_checkpoint
+from gallium.checkpoints.resolve import default_model_path
+from gallium.cli.random_model import RandomCheckpoint
+from gallium.cli.shapes import shape_config
+from gallium.models.config import read_spec
+
+ARCHITECTURES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM", "glm4_moe": "Glm4MoeForCausalLM"}
+OPENVINO_WEIGHTS = {
+    "bf16": ("--weight-format", "fp16"),
+    "int8": ("--weight-format", "int8"),
+    "int4": ("--weight-format", "int4", "--sym", "--group-size", "128", "--ratio", "1.0"),
+}
+
+
+def config_of(shape: str) -> dict[str, Any]:
+    """The shape's config.json, in the words of transformers 4 and 5."""
+    facts = shape_config(shape)
+    rope = {key: facts[key] for key in ("rope_theta", "partial_rotary_factor")}
+    end = end_token(facts["vocab_size"])
+    return {
+        "architectures": [ARCHITECTURES[facts["model_type"]]], **facts, "torch_dtype": "bfloat16", "dtype": "bfloat16",
+        "rope_parameters": {"rope_type": "default", **rope}, "eos_token_id": end, "pad_token_id": end,
+    }  # fmt: skip
+
+
+def kv_bytes(config: dict[str, Any]) -> int:
+    """Bytes of one token in a KV cache of 16 bits a value."""
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return int(config["num_hidden_layers"] * 2 * config["num_key_value_heads"] * head * 2)
+
+
+def facts_of(workload: Workload, root: Path) -> dict[str, Any]:
+    """The config of a workload's model."""
+    if workload.shape is not None:
+        return config_of(workload.shape)
+    text = (make_folder(workload, root) / "config.json").read_text(encoding="utf-8")
+    facts: dict[str, Any] = json.loads(text)
+    return facts
+
+
+def make_folder(workload: Workload, root: Path) -> Path:
+    """A Hugging Face folder in bfloat16. For the default model: its own weights, written by `gallium convert`."""
+    folder = root / workload.name / "hf"
+    if not (folder / "config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        if workload.shape is None:
+            _convert_default(folder)
+        else:
+            _write_random(workload.shape, folder)
+    return folder
+
+
+def make_gguf(workload: Workload, precision: str, root: Path) -> Path:
+    """A GGUF file with matrices in BF16, Q8_0 or Q4_0; embedding and head of the last in Q8_0, as in Gallium."""
+    path = root / workload.name / f"model-{STORED[precision]}.gguf"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config = facts_of(workload, root)
+        tokenizer = path.parent / "tokenizer.json"
+        source: Any
+        if workload.shape is None:
+            source = open_checkpoint(make_folder(workload, root))
+            tokenizer = make_folder(workload, root) / "tokenizer.json"
+        else:
+            source = RandomCheckpoint(read_spec(shape_config(workload.shape)))
+            write_tokenizer(path.parent, config["vocab_size"])
+        write_gguf(path, config, source, precision, tokenizer)
+    return path
+
+
+def _write_random(shape: str, folder: Path) -> None:
+    config = config_of(shape)
+    source = RandomCheckpoint(read_spec(shape_config(shape)))
+    write_tokenizer(folder, config["vocab_size"])
+    with (folder / "model.safetensors").open("wb") as out:
+        _write_safetensors(out, source)
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _write_safetensors(out: BinaryIO, source: RandomCheckpoint) -> None:
+    """Header first, then every tensor; only one is in memory at a time."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name in source.names():
+        end = position + 2 * int(np.prod(source.shape(name)))
+        header[name] = {"dtype": "BF16", "shape": list(source.shape(name)), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 64)
+    out.write(len(text).to_bytes(8, "little") + text)
+    for name in source.names():
+        out.write(source.weight(name).raw().data)
+
+
+def _convert_default(folder: Path) -> None:
+    """The embedded model's own weights, as a folder that every peer reads."""
+    gallium = Path(sys.executable).parent / "gallium"
+    folder.rmdir()
+    _run([gallium, "convert", str(default_model_path()), str(folder), "--precision", "bfloat16"])
+
+
+def make_openvino(workload: Workload, precision: str, root: Path) -> Path:
+    """OpenVINO's own format, through optimum-intel: int4 symmetric in groups of 128, embedding and head in int8."""
+    folder = root / workload.name / f"openvino-{precision}"
+    if not (folder / "openvino_model.xml").exists():
+        environment = root.parent / "openvino" / "bin"
+        _run([
+            environment / "optimum-cli", "export", "openvino", "--model", str(make_folder(workload, root)),
+            "--task", "text-generation-with-past", *OPENVINO_WEIGHTS[precision], str(folder),
+        ])  # fmt: skip
+    return folder
+
+
+def _run(command: list[Any]) -> None:
+    """Raises Refused with the last line of what the command said."""
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | offline, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or f"code {done.returncode}").splitlines()[-1]
+        raise Refused(f"{Path(command[0]).name} failed: {last[:200]}")

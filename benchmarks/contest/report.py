@@ -1,0 +1,101 @@
+"""A contest as an entry of RESULTS.md."""
+
+from __future__ import annotations
+
+import re
+
+from benchmarks.contest.cells import all_cells
+from benchmarks.contest.goals import verdicts
+from benchmarks.contest.limits import best
+from benchmarks.contest.peers import PEERS
+from benchmarks.contest.store import Score, Store, best_peer
+
+
+def entry(store: Store, command: str) -> str:
+    """Head, limits, cells, goals; cells that were not measured are left out."""
+    machine, limits = store.machine, best(store.limits)
+    lines = [
+        f"## {str(machine.get('date', ''))[:10]}, commit {machine.get('commit')}, {machine.get('cores')} cores of "
+        f"{machine.get('chip')}: beside its peers",
+        "", f"`{command}`; {machine.get('threads')} threads, medians of {machine.get('rounds')} rounds "
+        "in turns, after one that warms up.",
+    ]  # fmt: skip
+    if limits:
+        peaks = ", ".join(f"{peak / 1e9:,.0f} GOP/s in {name}" for name, peak in limits["peak"].items())
+        lines += [f"Measured limits, best of {len(store.limits)}: read {limits['read'] / 1e9:.1f} GB/s; peak {peaks}."]
+    lines += ["", *_cells(store), "", *_starts(store), "", *_goals(store), "", *_refusals(store)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def inserted(results: str, new: str) -> str:
+    """RESULTS.md with an entry on top; one with the same heading is replaced."""
+    head, *old = re.split(r"^(?=## )", results, flags=re.MULTILINE)
+    heading = new.partition("\n")[0]
+    return head + new.rstrip() + "\n\n" + "".join(one for one in old if one.partition("\n")[0] != heading)
+
+
+def _names(store: Store) -> list[str]:
+    used = {name for scores in store.cells.values() for name, score in scores.items() if score.rounds}
+    return [name for name in PEERS if name in used]
+
+
+def _figure(score: Score | None) -> str:
+    if score is None or score.median is None:
+        return "–"
+    return f"{score.median:.1f}"
+
+
+def _cells(store: Store) -> list[str]:
+    names = _names(store)
+    lines = [
+        "Tokens per second:",
+        "",
+        f"| cell | {' | '.join(names)} | Gallium / best peer |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for cell in all_cells():
+        scores = store.cells.get(cell.key)
+        if scores is None or cell.kind == "start":
+            continue
+        peer, ours = best_peer(scores), scores.get("gallium", Score()).median
+        ratio = "–" if peer is None or ours is None else f"{ours / peer[1]:.2f}"
+        lines.append(f"| {cell.key} | {' | '.join(_figure(scores.get(name)) for name in names)} | {ratio} |")
+    return lines
+
+
+def _starts(store: Store) -> list[str]:
+    names = _names(store)
+    rows = []
+    for cell in all_cells():
+        scores = store.cells.get(cell.key)
+        if scores is None or cell.kind != "start":
+            continue
+        shown = [
+            "–" if (s := scores.get(name)) is None or s.median is None
+            else f"{s.median:.1f} s, {s.facts.get('peak_bytes', 0) / 1e9:.2f} GB"
+            for name in names
+        ]  # fmt: skip
+        rows.append(f"| {cell.key} | {' | '.join(shown)} |")
+    head = ["Start to first token (file in the page cache), and peak memory after a prefill of 512 and 24 tokens:", "",
+            f"| cell | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]  # fmt: skip
+    return head + rows if rows else []
+
+
+def _goals(store: Store) -> list[str]:
+    limits = best(store.limits)
+    found = verdicts(store, limits) if limits else []
+    lines = ["| goal of | goal | reached | reached / goal | |", "|---|---|---|---|---|"]
+    for one in found:
+        ratio = "–" if one.ratio is None else f"{one.ratio:.2f}"
+        lines.append(f"| {one.what} | {one.goal} | {one.reached} | {ratio} | {'met' if one.met else 'missed'} |")
+    return lines if found else []
+
+
+def _refusals(store: Store) -> list[str]:
+    """Why cells are empty, each reason once per contender."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for key, scores in store.cells.items():
+        for name, score in scores.items():
+            if score.reason:
+                reasons.setdefault((name, score.reason), []).append(key)
+    return [f"* {name}: {reason} ({len(keys)} cells, such as {keys[0]})" for (name, reason), keys in reasons.items()]

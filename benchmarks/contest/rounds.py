@@ -1,0 +1,135 @@
+"""Runs cells: contenders are loaded side by side and take turns, round by round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contest.cells import Cell, Group
+from benchmarks.contest.models import facts_of, kv_bytes
+from benchmarks.contest.peers import ROOT, Peer
+from benchmarks.contest.process import Process, Refused
+from benchmarks.contest.store import Score, Store
+
+NEW_TOKENS = 24  # decoded per round
+
+
+class OutOfTime(Exception):
+    """The budget is spent; what is finished is kept."""
+
+
+class Contest:
+    """Peers, rounds and threads of one run."""
+
+    def __init__(self, peers: list[Peer], store: Store, *, threads: int, rounds: int, budget: float) -> None:
+        self.peers, self.store, self.threads, self.rounds = peers, store, threads, rounds
+        self._end = time.monotonic() + budget
+
+    def run(self, group: Group) -> None:
+        """All cells of one model in one precision that are not finished."""
+        names = [peer.name for peer in self.peers]
+        cells = [cell for cell in group.cells if self.store.missing(cell.key, names)]
+        for cell in cells:
+            if cell.kind == "start":
+                self._keep(cell, self._start(group))
+        timed = [cell for cell in cells if cell.kind in ("prefill", "decode")]
+        if timed:
+            with ExitStack() as stack:
+                self._timed(group, timed, stack)
+        for cell in cells:
+            if cell.kind == "served":
+                from benchmarks.contest.served import measure_served
+
+                self._check_time()
+                self._keep(cell, measure_served(self.peers, group, cell, self.threads))
+
+    def _timed(self, group: Group, cells: list[Cell], stack: ExitStack) -> None:
+        running, refusals = self._load(group, self.peers, stack)
+        for cell in cells:
+            scores = {name: Score(reason=reason) for name, reason in refusals.items()}
+            scores |= {name: Score(facts=facts) for name, (_, facts) in running.items()}
+            for number in range(self.rounds + 1):  # the first one warms up
+                self._check_time()
+                for name, (process, _) in running.items():
+                    if scores[name].reason:
+                        continue
+                    try:
+                        rate = _ask(process, cell)
+                    except Refused as refusal:
+                        scores[name] = Score(reason=str(refusal))
+                        continue
+                    if number:
+                        scores[name].rounds.append(rate)
+            self._keep(cell, scores)
+
+    def _start(self, group: Group) -> dict[str, Score]:
+        """Seconds from the start of the process to the first token, and peak memory after some work."""
+        scores: dict[str, Score] = {peer.name: Score() for peer in self.peers}
+        for number in range(self.rounds):
+            for peer in self.peers:
+                score = scores[peer.name]
+                if score.reason:
+                    continue
+                self._check_time()
+                with ExitStack() as stack:
+                    running, refusals = self._load(group, [peer], stack, small=True)
+                    if peer.name in refusals:
+                        score.reason, score.rounds = refusals[peer.name], []
+                        continue
+                    process, facts = running[peer.name]
+                    score.rounds.append(facts["seconds"])
+                    if number == 0:
+                        process.ask("prefill", tokens=512)
+                        process.ask("decode", batch=1, context=128, tokens=NEW_TOKENS)
+                        score.facts = facts | {"peak_bytes": process.peak_memory()}
+        return scores
+
+    def _load(
+        self, group: Group, peers: Iterable[Peer], stack: ExitStack, *, small: bool = False
+    ) -> tuple[dict[str, tuple[Process, dict[str, Any]]], dict[str, str]]:
+        """Those that run, with what they said of themselves, and why the others do not."""
+        running: dict[str, tuple[Process, dict[str, Any]]] = {}
+        refusals: dict[str, str] = {}
+        for peer in peers:
+            try:
+                model = model_of(peer, group)
+                log = ROOT / "logs" / f"{group.workload.name}-{group.precision}-{peer.name}.log"
+                process = Process(peer.python, peer.driver, log)
+                stack.callback(process.close)
+                facts = process.load({
+                    "model": str(model), "precision": group.precision, "threads": self.threads,
+                    "max_context": 512 + 128 if small else group.longest, "max_batch": 1 if small else group.widest,
+                    "kv_bytes": kv_bytes(facts_of(group.workload, ROOT / "models")),
+                })  # fmt: skip
+                running[peer.name] = (process, facts)
+            except Refused as refusal:
+                refusals[peer.name] = str(refusal)
+            self._check_time()
+        return running, refusals
+
+    def _keep(self, cell: Cell, scores: dict[str, Score]) -> None:
+        self.store.put(cell.key, scores)
+        shown = "  ".join(f"{n} {s.reason[:60] or f'{s.median:.1f}'}" for n, s in scores.items())
+        print(f"{cell.key:24} {shown}", flush=True)
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._end:
+            raise OutOfTime
+
+
+def model_of(peer: Peer, group: Group) -> Path:
+    """The file or folder that the peer loads, made if need be. Raises Refused."""
+    if not peer.installed:
+        raise Refused("not installed: `make bench-peers` does it")
+    if group.precision not in peer.precisions:
+        raise Refused("reads no weights of these bits that can be made from the common source without calibration")
+    return peer.model(group.workload, group.precision, ROOT / "models")
+
+
+def _ask(process: Process, cell: Cell) -> float:
+    if cell.kind == "prefill":
+        return process.ask("prefill", tokens=cell.size)
+    return process.ask("decode", batch=cell.batch, context=cell.size, tokens=NEW_TOKENS)

@@ -1,0 +1,182 @@
+"""The contest's logic: which cells, whose turn, what is kept, how it is shown. Nothing here takes time."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from benchmarks.contest import rounds
+from benchmarks.contest.cells import SETS, Cell, all_cells, choose, groups
+from benchmarks.contest.goals import verdicts
+from benchmarks.contest.peers import PEERS, Peer
+from benchmarks.contest.process import Process, Refused
+from benchmarks.contest.report import entry, inserted
+from benchmarks.contest.rounds import Contest, OutOfTime
+from benchmarks.contest.served import parse_events, percentile
+from benchmarks.contest.store import Score, Store, best_peer
+
+LIMITS = {"at": "00:00", "read": 20e9, "peak": {"bf16": 2e11, "int8": 4e11, "int4": 8e11}}
+
+
+def test_keys_are_unique_and_choose_cells() -> None:
+    keys = [cell.key for cell in all_cells()]
+    assert len(keys) == len(set(keys))
+    assert [c.key for c in choose(["W1/int4/decode/16@2048"])] == ["W1/int4/decode/16@2048"]
+    assert {c.kind for c in choose(["W3/*/prefill/*"])} == {"prefill"}
+    assert len(choose(["all"])) == len(keys)
+    assert set(choose(SETS["telling"])) == set(choose(["telling"]))
+    with pytest.raises(ValueError, match="no cell is called 'W9'"):
+        choose(["W9"])
+
+
+def test_groups_say_what_room_their_cells_need() -> None:
+    (group,) = groups(choose(["W1/int4/prefill/2048", "W1/int4/decode/8@128"]))
+    assert (group.longest, group.widest) == (2048 + 128, 8)
+
+
+def test_a_store_comes_back_as_it_was(tmp_path: Path) -> None:
+    store = Store(tmp_path / "deep" / "contest.json")
+    store.put("W1/int4/start", {"gallium": Score([2.0, 1.0, 4.0], facts={"peak_bytes": 5}), "vllm": Score(reason="no")})
+    again = Store(store.path)
+    assert again.cells == store.cells
+    score = again.cells["W1/int4/start"]["gallium"]
+    assert (score.median, score.spread) == (2.0, 1.5)
+    assert not again.missing("W1/int4/start", ["gallium", "vllm"])
+    assert again.missing("W1/int4/start", ["gallium", "llama.cpp"])
+
+
+def test_the_best_peer_is_never_gallium_nor_one_without_figures() -> None:
+    scores = {"gallium": Score([9.0]), "vllm": Score(reason="no"), "llama.cpp": Score([3.0]), "openvino": Score([2.0])}
+    assert best_peer(scores) == ("llama.cpp", 3.0)
+    assert best_peer(scores, least=True) == ("openvino", 2.0)
+    assert best_peer({"gallium": Score([9.0])}) is None
+
+
+@pytest.mark.parametrize(("part", "wanted"), [(0.5, 2.0), (0.95, 4.0), (0.25, 1.0), (0.0, 1.0)])
+def test_percentiles_are_values_that_occurred(part: float, wanted: float) -> None:
+    assert percentile([4.0, 1.0, 3.0, 2.0], part) == wanted
+
+
+def test_events_end_with_done() -> None:
+    lines = [b": ping\n", b"\n", b'data: {"a": 1}\n', b"data: [DONE]\n", b'data: {"a": 2}\n']
+    assert list(parse_events(iter(lines))) == [{"a": 1}]
+
+
+class Scripted:
+    """Stands for a driver process: figures by name, and the order of questions."""
+
+    log: ClassVar[list[tuple[str, str]]] = []
+
+    def __init__(self, python: Path, driver: str, log: Path) -> None:
+        self.name = driver
+
+    def load(self, plan: dict[str, object]) -> dict[str, object]:
+        if self.name == "broken":
+            raise Refused("ended by SIGSEGV")
+        return {"seconds": 1.0, "version": self.name, "weight_bytes": 1e9, "kv_bytes": 0}
+
+    def ask(self, kind: str, **asked: int) -> float:
+        self.log.append((self.name, kind))
+        return 10.0 * len(self.log)
+
+    def peak_memory(self) -> int:
+        return 2_000_000_000
+
+    def close(self) -> None:
+        pass
+
+
+def scripted(name: str) -> Peer:
+    return Peer(name, name, lambda workload, precision, root: root, {"int4": "int4"})
+
+
+@pytest.fixture
+def contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contest:
+    monkeypatch.setattr(rounds, "Process", Scripted)
+    monkeypatch.setattr(Scripted, "log", [])
+    store = Store(tmp_path / "contest.json")
+    return Contest([scripted("gallium"), scripted("rival"), scripted("broken")], store, threads=2, rounds=2, budget=60)
+
+
+def test_contenders_take_turns_and_a_broken_one_is_a_reason(contest: Contest) -> None:
+    (group,) = groups(choose(["W1/int4/prefill/128"]))
+    contest.run(group)
+    assert [name for name, _ in Scripted.log] == ["gallium", "rival"] * 3
+    scores = contest.store.cells["W1/int4/prefill/128"]
+    assert scores["gallium"].rounds == [30.0, 50.0]  # the first turn warmed up
+    assert scores["broken"].reason == "ended by SIGSEGV"
+
+
+def test_finished_cells_are_not_measured_again(contest: Contest) -> None:
+    (group,) = groups(choose(["W1/int4/prefill/*"]))
+    contest.run(group)
+    asked = len(Scripted.log)
+    contest.run(group)
+    assert len(Scripted.log) == asked
+
+
+def test_a_spent_budget_keeps_what_is_finished(contest: Contest) -> None:
+    (group,) = groups(choose(["W1/int4/prefill/128"]))
+    contest._end = 0.0
+    with pytest.raises(OutOfTime):
+        contest.run(group)
+    assert contest.store.cells == {}
+
+
+def test_a_process_answers_and_its_death_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fake.py").write_text(
+        textwrap.dedent("""
+        import json, os, signal, sys
+        for line in sys.stdin:
+            asked = json.loads(line)
+            if asked["do"] == "decode":
+                os.kill(os.getpid(), signal.SIGABRT)
+            reply = {"rate": asked["tokens"] * 2} if asked["tokens"] < 9 else {"error": "too long"}
+            print(json.dumps(reply), flush=True)
+    """)
+    )
+    monkeypatch.setattr("benchmarks.contest.process.DRIVERS", tmp_path)
+    process = Process(Path(sys.executable), "fake.py", tmp_path / "log")
+    try:
+        assert process.ask("prefill", tokens=4) == 8
+        assert process.peak_memory() > 1 << 20
+        with pytest.raises(Refused, match="too long"):
+            process.ask("prefill", tokens=10)
+        with pytest.raises(Refused, match="SIGABRT"):
+            process.ask("decode", tokens=1)
+    finally:
+        process.close()
+
+
+def test_the_report_has_ratios_goals_and_reasons(tmp_path: Path) -> None:
+    store = Store(tmp_path / "contest.json")
+    store.machine = {"date": "2026-01-02 03:04 UTC", "commit": "abc", "cores": 2, "chip": "a chip"}
+    store.limits = [LIMITS, LIMITS]
+    facts = {"weight_bytes": 900_000_000, "kv_bytes": 0, "peak_bytes": 1_000_000_000}
+    one = Cell("W1", "int4", "decode", 1, 128).key
+    store.put(one, {"gallium": Score([24.0], facts=facts), "llama.cpp": Score([12.0]), "vllm": Score(reason="no int4")})
+    store.put(Cell("W1", "int4", "start").key, {"gallium": Score([1.0], facts=facts), "llama.cpp": Score([2.0])})
+    text = entry(store, "a command")
+    assert f"| {one} | 24.0 | 12.0 | 2.00 |" in text
+    assert "vllm: no int4 (1 cells" in text
+    assert "read 20.0 GB/s" in text
+    found = {v.what: v for v in verdicts(store, LIMITS)}
+    assert found["W1 int4 decode 1@128"].ratio == pytest.approx(24 * 773e6 / 20e9 / 0.85, rel=0.2)
+    assert found["W1 int4 decode 1@128"].met
+    assert not found["W1 int4 start to first token"].met
+    assert found["W1 int4 peak memory"].met
+
+
+def test_an_entry_goes_on_top_and_replaces_its_namesake() -> None:
+    old = "# Results\n\nNewest first.\n\n## a\n\none\n\n## b\n\ntwo\n"
+    once = inserted(old, "## c\n\nthree\n")
+    assert once == "# Results\n\nNewest first.\n\n## c\n\nthree\n\n## a\n\none\n\n## b\n\ntwo\n"
+    assert inserted(once, "## c\n\nfour\n") == once.replace("three", "four")
+
+
+def test_every_peer_has_its_driver() -> None:
+    drivers = Path(rounds.__file__).parent / "drivers"
+    assert all((drivers / peer.driver).is_file() for peer in PEERS.values())
