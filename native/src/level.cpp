@@ -48,6 +48,9 @@ Level detect() {
     constexpr unsigned long long kHalves = 0x6, kVectors = 0xe6, kTiles = 0x60000;
     const bool halves = bit(one.c, 12) && bit(one.c, 28) && bit(one.c, 29) && bit(seven.b, 5);  // FMA AVX F16C AVX2
     if (!halves || (state & kHalves) != kHalves) return Level::generic;
+#if defined(GA_EMULATE_LEVELS)
+    return Level::avx2;  // what is above runs in software in this build, and only if it is asked for
+#endif
     const bool foundation = bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31);  // F DQ BW VL
     const bool extensions = bit(seven.c, 11) && bit(more.a, 5);                                            // VNNI BF16
     if (!foundation || !extensions || (state & kVectors) != kVectors) return Level::avx2;
@@ -76,9 +79,27 @@ int32_t ga_best_level(void) { return static_cast<int32_t>(ga::best()); }
 
 int32_t ga_level(void) { return static_cast<int32_t>(ga::level()); }
 
+int32_t ga_emulated(int32_t level) {
+    if (level == static_cast<int32_t>(ga::Level::amx_emulated)) return 1;
+#if defined(GA_EMULATE_LEVELS)
+    return level == static_cast<int32_t>(ga::Level::avx512);
+#else
+    return 0;
+#endif
+}
+
+int32_t ga_has_level(int32_t level) {
+#if defined(GA_EMULATE_LEVELS)
+    constexpr ga::Level kNeeded = ga::Level::avx2;
+#else
+    constexpr ga::Level kNeeded = ga::Level::avx512;
+#endif
+    const bool emulated = ga_emulated(level) && ga::best() >= kNeeded;
+    return level >= 0 && (level <= ga_best_level() || emulated);
+}
+
 int32_t ga_set_level(int32_t level) {
-    const bool emulated = level == static_cast<int32_t>(ga::Level::amx_emulated) && ga::best() >= ga::Level::avx512;
-    if (level < 0 || (level > ga_best_level() && !emulated)) return -1;
+    if (!ga_has_level(level)) return -1;
     ga::chosen = static_cast<ga::Level>(level);
     return 0;
 }

@@ -6,9 +6,13 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+/* Whether ga_set_level takes it on this machine. */
+GA_EXPORT int32_t ga_has_level(int32_t level);
 /* The best level of this machine. */
 GA_EXPORT int32_t ga_best_level(void);
 GA_EXPORT int32_t ga_level(void);
+/* Whether this build runs the level in software: amx-emulated always, avx512 in the build that tests it. */
+GA_EXPORT int32_t ga_emulated(int32_t level);
 /* 0, or -1 if this machine or this build does not have the level. Not while a kernel runs. */
 GA_EXPORT int32_t ga_set_level(int32_t level);
 #ifdef __cplusplus

@@ -12,7 +12,11 @@ static void burn(int64_t rounds, Start start, Step step, std::integer_sequence<i
     V sums[sizeof...(I)] = {start(I)...};
     const auto once = [&](V& sum) {
         sum = step(sum);
+#if defined(GA_EMULATE_LEVELS)
+        asm volatile("" : "+m"(sum));
+#else
         asm volatile("" : "+v"(sum));  // each step is done, one by one
+#endif
     };
     for (int64_t n = 0; n < rounds; ++n) (once(sums[I]), ...);
 }

@@ -29,9 +29,13 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_emulated_level_is_never_the_best() -> None:
-    assert library.LEVELS[library.best_level()] != "amx-emulated"
-    assert "amx-emulated" not in run("from gallium.backends.cpu import library; print(library.level())").stdout
+def test_an_emulated_level_is_never_the_best() -> None:
+    assert not library.is_emulated(library.LEVELS[library.best_level()])
+    done = run("from gallium.backends.cpu import library; print(library.is_emulated(library.level()))")
+    assert done.stdout.strip() == "False"
+
+
+EMULATED = [name for name in library.available_levels() if library.is_emulated(name)]
 
 
 @pytest.mark.parametrize("name", library.available_levels())
@@ -40,15 +44,22 @@ def test_a_level_is_forced_by_the_environment(name: str) -> None:
     assert done.stdout.strip() == name
 
 
-@pytest.mark.skipif("amx-emulated" not in library.available_levels(), reason="needs AVX-512 without AMX")
-def test_the_emulated_level_is_called_so() -> None:
+@pytest.mark.skipif(not EMULATED, reason="needs AVX-512, or the build of `make test-levels`")
+@pytest.mark.parametrize("name", EMULATED)
+def test_an_emulated_level_is_called_so(name: str) -> None:
     code = (
         "from gallium.backends.cpu import backend\nfrom gallium.ops.backend import choose, installed\n"
         "print(backend.probe().emulated, choose('cpu', installed()).name)\nchoose('auto', installed())"
     )
-    done = run(code, GALLIUM_CPU_LEVEL="amx-emulated")
+    done = run(code, GALLIUM_CPU_LEVEL=name)
     assert done.stdout.split() == ["True", "cpu"]
     assert "must be named: --backend cpu" in done.stderr
+    before = library.level()
+    library.set_level(name)
+    facts = {fact.name: fact.value for fact in backend.describe()}
+    library.set_level(before)
+    words, available = facts["instruction level"].split("(available: ")
+    assert words.startswith(f"{name}: EMULATED") and name not in available
 
 
 def test_a_level_that_is_not_there_is_refused_with_those_that_are() -> None:
@@ -77,8 +88,14 @@ def test_threads_come_from_the_environment() -> None:
 
 def test_a_missing_library_makes_the_backend_unavailable_with_a_reason() -> None:
     code = "from gallium.backends.cpu import backend, library\nlibrary.FILE_NAME = 'absent.so'\nprint(backend.probe())"
-    done = run(code)
+    done = run(code, GALLIUM_CPU_LIBRARY="")
     assert "available=False" in done.stdout and "reinstall Gallium" in done.stdout
+
+
+def test_a_library_that_is_asked_for_must_be_there(tmp_path: Path) -> None:
+    code = "from gallium.backends.cpu import backend\nprint(backend.probe())"
+    done = run(code, GALLIUM_CPU_LIBRARY=str(tmp_path / "other.so"))
+    assert "available=False" in done.stdout and "other.so (GALLIUM_CPU_LIBRARY)" in done.stdout
 
 
 def test_a_damaged_library_is_no_crash(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class CpuBackend:
     def probe(self) -> Probe:
         """Usable unless the native library is missing or damaged; emulated at the level that is."""
         try:
-            emulated = library.level() == "amx-emulated"
+            emulated = library.is_emulated(library.level())
         except BackendError as cause:
             return Probe(available=False, emulated=False, devices=0, reason=cause.message)
         return Probe(available=True, emulated=emulated, devices=1)
@@ -87,12 +87,15 @@ class CpuBackend:
         """Chip, cores, threads and level."""
         cores = library.usable_cores()
         level = library.level()
-        levels = ", ".join(library.LEVELS[: library.best_level() + 1])
+        reason = LEVEL_REASONS[level]
+        if library.is_emulated(level) and "EMULATED" not in reason:
+            reason = f"EMULATED {reason}, slow, for tests"
+        levels = ", ".join(name for name in library.available_levels() if not library.is_emulated(name))
         return [
             Fact("chip", chip_name()),
             Fact("cores", f"{cores} usable of {os.cpu_count()}"),
             Fact("threads", str(library.threads())),
-            Fact("instruction level", f"{level}: {LEVEL_REASONS[level]} (available: {levels})"),
+            Fact("instruction level", f"{level}: {reason} (available: {levels})"),
         ]
 
     def measure(self, threads: int | None = None) -> Limits:

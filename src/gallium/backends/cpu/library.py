@@ -19,7 +19,12 @@ MAX_THREADS = 256
 
 
 def find() -> Path:
-    """The library's file. Raises BackendError when the package was installed without it."""
+    """The library's file, GALLIUM_CPU_LIBRARY if that is set. Raises BackendError when there is none."""
+    chosen = environment("GALLIUM_CPU_LIBRARY")
+    if chosen is not None:
+        if not Path(chosen).is_file():
+            raise BackendError(f"there is no native library at {chosen} (GALLIUM_CPU_LIBRARY).")
+        return Path(chosen)
     package = find_spec("gallium")
     for folder in (package.submodule_search_locations or ()) if package else ():
         path = Path(folder) / "_native" / FILE_NAME
@@ -61,10 +66,13 @@ def best_level() -> int:
 
 
 def available_levels() -> tuple[str, ...]:
-    """The levels that can be set here, weakest first; "amx-emulated" only where AVX-512 is there and AMX is not."""
-    best = best_level()
-    emulated = LEVELS[-1:] if LEVELS[best] == "avx512" else ()
-    return LEVELS[: best + 1] + emulated
+    """The levels that can be set here, weakest first, those that run in software included (see `is_emulated`)."""
+    return tuple(name for code, name in enumerate(LEVELS) if load().ga_has_level(code))
+
+
+def is_emulated(name: str) -> bool:
+    """Whether this build runs a level in software: "amx-emulated", and "avx512" in the build of `make test-levels`."""
+    return bool(load().ga_emulated(LEVELS.index(name)))
 
 
 def level() -> str:
