@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 from gallium.errors import UsageError
 
 PrecisionChoice = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"]
 Hub = Literal["huggingface", "modelscope"]
-Speculation = Literal["off", "ngram"]
+Speculation: TypeAlias = str  # "off", "ngram", or the model that drafts
 KNOWN_VARIABLES = {
     "GALLIUM_CPU_LEVEL": "instruction-set level of the CPU kernels: generic, avx2, avx512 or amx (default: the best)",
     "GALLIUM_CPU_LIBRARY": "the native library to load instead of the installed one, for tests of another build of it",
@@ -55,16 +55,16 @@ class EngineSettings:
     prefix_cache: bool = True
     graphs: bool = True  # capture decode steps, where the backend can
     speculate: Speculation = "off"  # where drafts come from; a request's own prediction is used in any case
+    draft_precision: PrecisionChoice = "auto"  # of the model that drafts
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(PrecisionChoice):
-            raise UsageError(
-                f"unknown precision {self.precision!r}; choose from {', '.join(get_args(PrecisionChoice))}."
-            )
+        for precision in (self.precision, self.draft_precision):
+            if precision not in get_args(PrecisionChoice):
+                raise UsageError(
+                    f"unknown precision {precision!r}; choose from {', '.join(get_args(PrecisionChoice))}."
+                )
         if self.hub not in get_args(Hub):
             raise UsageError(f"unknown hub {self.hub!r}; choose from {', '.join(get_args(Hub))}.")
-        if self.speculate not in get_args(Speculation):
-            raise UsageError(f"unknown speculation {self.speculate!r}; choose from {', '.join(get_args(Speculation))}.")
         for name in ("threads", "dp", "kv_memory", "block_size", "max_context"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -73,6 +73,12 @@ class EngineSettings:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
         self._check_ranks()
+        self._check_draft_model()
+
+    @property
+    def draft_model(self) -> str | None:
+        """The model that drafts, as the user named it."""
+        return None if self.speculate in ("off", "ngram") else self.speculate
 
     @property
     def groups(self) -> int:
@@ -98,6 +104,18 @@ class EngineSettings:
             f"--ep {self.ep} does not fit --tp {self.tp} --dp {self.dp}, which are {self.world} ranks: experts are "
             f"spread over all ranks (--ep {self.world}) or over none (--ep 1)."
         )
+
+    def _check_draft_model(self) -> None:
+        """What goes with `speculate`."""
+        if not self.speculate:
+            raise UsageError("--speculate is empty: give off, ngram, or a model that drafts.")
+        if self.draft_model is None and self.draft_precision != "auto":
+            raise UsageError("--draft-precision is that of a model that drafts: name one with --speculate MODEL.")
+        if self.draft_model is not None and self.world > 1:
+            raise UsageError(
+                f"--speculate {self.speculate}: a model drafts for one process only: leave out --tp, --dp and --ep, or "
+                "choose --speculate ngram."
+            )
 
 
 def environment(name: str) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gallium.engine.async_engine import Engine, EngineLimits
+from gallium.engine.draft_model import DraftModel
 from gallium.engine.runner import NOTHING, LaneStep, Runner, StepResult
 from gallium.errors import GalliumError
 from gallium.ops.handles import FloatArray, Step
@@ -86,15 +87,40 @@ class ByteText:
         return self._decoder.decode(b"", True)
 
 
-def pretend_engine(**changes: int | bool) -> tuple[Engine, PretendRunner]:
-    """An engine that is not started yet, over the pretend model."""
+class PretendDraft(PretendRunner):
+    """A model that drafts: says what PretendRunner says for a share of all texts, and knows fewer ids."""
+
+    def __init__(self, block_size: int, skill: float = 1.0) -> None:
+        super().__init__(block_size)
+        self.skill = skill
+
+    def _row(self, step: Step, row: int, cache: Cache) -> FloatArray:
+        logits = super()._row(step, row, cache)
+        if int(abs(logits[0]) * 1e4) % 100 >= self.skill * 100:
+            logits[40] += 100
+        return logits
+
+
+def pretend_engine(
+    *, draft: PretendDraft | None = None, draft_vocab: int = VOCAB, **changes: int | bool
+) -> tuple[Engine, PretendRunner]:
+    """An engine that is not started yet, over the pretend model; `draft` drafts for it."""
     numbers: dict[str, int | bool] = {
         "num_blocks": 64, "block_size": 4, "max_context": 96, "max_batch": 8, "max_step_tokens": 24,
         "prefix_cache": True, "vocab_size": VOCAB, "head_rows": HEAD_ROWS,
     }  # fmt: skip
     limits = EngineLimits(**(numbers | changes))  # type: ignore[arg-type]
     runner = PretendRunner(limits.block_size, limits.lanes)
-    return Engine(runner, limits, eos_ids=(EOS,), detokenizer=lambda params: ByteText()), runner
+    model = None
+    if draft is not None:
+        model = DraftModel(
+            draft,
+            block_size=limits.block_size,
+            vocab_size=draft_vocab,
+            max_positions=limits.max_context,
+            max_step_tokens=limits.max_step_tokens,
+        )
+    return Engine(runner, limits, eos_ids=(EOS,), detokenizer=lambda params: ByteText(), draft_model=model), runner
 
 
 class Answer:

@@ -144,7 +144,7 @@ def test_old_times_are_forgotten() -> None:
 )  # fmt: skip
 def test_the_number_of_drafts_is_worth_it(rate: float, limit: int, width: int, draws: int, step: float) -> None:
     known = times(lambda width: 1 + step * width)
-    count = best_count(rate, Chance(limit, width, draws), known)
+    count = best_count(rate, Chance(limit, width, draws), known).drafts
     assert 0 <= count <= min(limit, MOST)
 
     def speed(count: int) -> float:
@@ -157,10 +157,10 @@ def test_the_number_of_drafts_is_worth_it(rate: float, limit: int, width: int, d
 
 
 def test_cheap_and_sure_drafts_are_taken_and_dear_ones_are_not() -> None:
-    assert best_count(0.99, Chance(9, 1, 1), CHEAP) == 9
-    assert best_count(1.0, Chance(99, 1, 1), CHEAP) == MOST
-    assert best_count(0.0, Chance(9, 1, 1), CHEAP) == 0
-    assert best_count(0.9, Chance(9, 1, 1), DEAR) == 0
+    assert best_count(0.99, Chance(9, 1, 1), CHEAP).drafts == 9
+    assert best_count(1.0, Chance(99, 1, 1), CHEAP).drafts == MOST
+    assert best_count(0.0, Chance(9, 1, 1), CHEAP).drafts == 0
+    assert best_count(0.9, Chance(9, 1, 1), DEAR).drafts == 0
 
 
 # -- giving up -----------------------------------------------------------------------------------

@@ -188,12 +188,12 @@ def parrot(**changes: object) -> Engine:
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_lookup_gives_the_same_and_saves_steps(params: SamplingParams, lanes: int) -> None:
     answers, steps = [], []
-    for speculate in ("off", "ngram"):
-        engine = parrot(speculate=speculate, lanes=lanes)
+    for lookup in (False, True):
+        engine = parrot(lookup=lookup, lanes=lanes)
         asked = [Answer(engine, prompt, params) for prompt in ("abcdefghi, ", "1 2 3 4 5 6 7")]
         answers.append([[a.wait().tokens(i), a.text(i), a.logprobs(i)] for a in asked for i in range(params.n)])
         steps.append(engine.stats().steps)
-        assert (engine.stats().accepted_tokens > 0) == (speculate == "ngram")
+        assert (engine.stats().accepted_tokens > 0) == lookup
         engine.shutdown()
     assert answers[0] == answers[1]
     assert steps[1] < steps[0]

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from gallium import LLM, SamplingParams
+from gallium.checkpoints.resolve import default_model_path
 from gallium.engine.step_times import StepTimes
 from gallium.errors import GalliumError
 from gallium.settings import PrecisionChoice
@@ -58,6 +59,25 @@ def test_lookup(plain: tuple[PrecisionChoice, list[list[Completion]]]) -> None:
     assert alone == expected
     assert together == [one for several in expected for one in several]
     assert 0 < stats.accepted_tokens < stats.drafted_tokens
+
+
+def test_a_model_that_drafts(plain: tuple[PrecisionChoice, list[list[Completion]]]) -> None:
+    """The same model in fewer bits: often right, not always."""
+    precision, expected = plain
+    draft: PrecisionChoice = "int8" if precision == "int4" else "int4"
+    with LLM(
+        backend="cpu",
+        precision=precision,
+        kv_memory="64MiB",
+        speculate=str(default_model_path()),
+        draft_precision=draft,
+    ) as llm:
+        llm.assembly.engine._loop._times.expected = lambda width: 10 + 0.1 * width  # type: ignore[method-assign]
+        prompts = [rendered(llm, prompt) for prompt, _ in ASKED[1:4]]
+        together = uncounted(llm.generate(prompts, params=[params for _, params in ASKED[1:4]]))
+        drafts = llm.assembly.engine.stats().drafts["model"]
+    assert together == [one for several in expected[1:4] for one in several]
+    assert 0 < drafts["accepted"] <= drafts["drafted"] and drafts["accepted"] > 0.7 * drafts["drafted"]
 
 
 def test_a_prediction(plain: tuple[PrecisionChoice, list[list[Completion]]]) -> None:

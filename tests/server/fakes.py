@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from gallium.engine.assembly import Assembly
+from gallium.engine.assembly import Assembly, Draft
 from gallium.engine.async_engine import Engine, EngineLimits, EngineStats, RequestHandle
+from gallium.engine.memory import KvPlan
 from gallium.engine.request import OnDelta
 from gallium.engine.runner import NOTHING, LaneStep, Runner, StepResult
 from gallium.ops.handles import FloatArray, Step
@@ -197,6 +198,8 @@ class FakeAssembly:
     precision: str = "float32"
     backend_name: str = "pretend"
     emulated: bool = False
+    kv: KvPlan = field(default_factory=lambda: KvPlan(256, 1 << 20, 1000))
+    draft: Draft | None = None
 
     @property
     def runner(self) -> ScriptedRunner:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from tests.server.fakes import FakeAssembly, fake_assembly
 
+from gallium.engine.assembly import Draft
 from gallium.errors import UsageError
 from gallium.server.app import create_app
 from gallium.server.settings import ServerSettings
@@ -36,6 +37,7 @@ async def test_models(fake: FakeAssembly) -> None:
 
 async def test_health(fake: FakeAssembly) -> None:
     fake.emulated = True
+    fake.draft = Draft("small", "int4", 1000)
     async with served(fake) as client:
         answer = await client.get("/health")
         body = answer.json()
@@ -47,6 +49,10 @@ async def test_health(fake: FakeAssembly) -> None:
             "float32",
         )
         assert body["emulated"] is True
+        assert (
+            body["draft"] == {"label": "small", "precision": "int4", "kv_bytes": 1000} and body["kv_bytes"] == 1 << 20
+        )
+        assert body["engine"]["drafts"]["model"] == {"drafted": 0, "accepted": 0}
         assert body["engine"]["free_blocks"] == body["engine"]["total_blocks"] == 256
         model = (await client.post("/v1/completions", json={"prompt": "a"})).json()
         assert model["system_fingerprint"].endswith("/emulated")

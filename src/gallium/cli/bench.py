@@ -89,6 +89,8 @@ def bench(
         return
     if shape is not None and model is not None:
         raise UsageError("give either MODEL or --shape.")
+    if shape is not None and settings.draft_model is not None:
+        raise UsageError("--shape has random weights, which no model drafts for: leave out --speculate MODEL.")
     if shape is not None and settings.world > 1:
         raise UsageError("--shape is measured in one process: leave out --tp, --dp and --ep, or give a MODEL.")
     if profile and settings.world > 1:
@@ -151,11 +153,13 @@ def _random(shape: str, settings: EngineSettings, recorder: Recorder | None) -> 
     label = f"{shape} (random weights)"
     if recorder is not None and recorder.path is not None:
         watch_loaded(recorder, backend, model, precision, settings, label)
-    engine, kv, block_size = start_engine(model, None, settings, recorder=recorder)
+    running = start_engine(model, None, settings, recorder=recorder)
     try:
-        yield Subject(label, spec, ops, engine, precision, backend.name, kv.num_blocks, block_size)
+        yield Subject(
+            label, spec, ops, running.engine, precision, backend.name, running.kv.num_blocks, running.block_size
+        )
     finally:
-        engine.shutdown()
+        running.engine.shutdown()
 
 
 def _refuse_emulated(emulated: bool, name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from gallium.errors import UsageError
-from gallium.settings import EngineSettings, Hub, PrecisionChoice, Speculation, check_environment, environment
+from gallium.settings import EngineSettings, Hub, PrecisionChoice, check_environment, environment
 from gallium.types import SamplingParams
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,7 +64,7 @@ KINDS = {
     "dict[int, float]": Kind(bias, "ID=BIAS", multiple=True),
     "PrecisionChoice": Kind(click.Choice(get_args(PrecisionChoice))),
     "Hub": Kind(click.Choice(get_args(Hub))),
-    "Speculation": Kind(click.Choice(get_args(Speculation))),
+    "Speculation": Kind(str, "off|ngram|MODEL"),
 }
 """By the annotation of the field."""
 SIZE = Kind(size, "SIZE")
@@ -86,12 +86,14 @@ ENGINE_HELP = {
     "max_step_tokens": "Tokens per step; longer prompts are computed in chunks of this size.",
     "prefix_cache": "Compute a common beginning of prompts once.",
     "graphs": "Capture decode steps as graphs, where the backend can.",
-    "speculate": "ngram guesses tokens from what followed the same text before and checks several in one step. Answers "
-    "stay the same.",
+    "speculate": "Guess tokens and check several in one step; answers stay the same. ngram takes what followed the "
+    "same text before. A MODEL (folder, .gguf file or hub name) that is smaller, or in fewer bits, and has the same "
+    "tokenizer drafts where that finds nothing.",
+    "draft_precision": "Precision of the weights of the MODEL of --speculate; auto is that of its file.",
 }
 ENGINE_COMMON = (
-    "backend", "precision", "threads", "tp", "dp", "ep", "kv_memory", "max_context", "graphs", "speculate", "hub",
-    "revision",
+    "backend", "precision", "threads", "tp", "dp", "ep", "kv_memory", "max_context", "graphs", "speculate",
+    "draft_precision", "hub", "revision",
 )  # fmt: skip
 ENGINE_SERVING = ("max_batch", "max_step_tokens", "block_size", "prefix_cache")
 

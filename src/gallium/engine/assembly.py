@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from gallium.checkpoints import Checkpoint, open_checkpoint, resolve_model
+from gallium.checkpoints import open_checkpoint, resolve_model
 from gallium.engine.async_engine import Engine, EngineLimits
-from gallium.engine.loading import LoadedModel, Progress, load
+from gallium.engine.draft_loading import LoadedDraft, find_draft, load_draft
+from gallium.engine.draft_model import DraftModel
+from gallium.engine.loading import LoadedModel, Progress, load, read_tokenizer
 from gallium.engine.memory import KvPlan, available_bytes, device_bytes, plan_kv, room, show_bytes
 from gallium.engine.rank_messages import Loaded
 from gallium.engine.rank_runner import RankRunner, placements
@@ -37,6 +39,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("gallium.engine")
 
 
+class Draft(NamedTuple):
+    """The model that drafts."""
+
+    label: str
+    precision: Precision
+    kv_bytes: int  # its part of the KV cache
+
+
 @dataclass
 class Assembly:
     """A loaded model with everything around it."""
@@ -56,6 +66,7 @@ class Assembly:
     block_size: int  # tokens per KV block
     engine: Engine
     settings: EngineSettings
+    draft: Draft | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -84,9 +95,13 @@ class Assembly:
         if self.settings.world > 1:
             s = self.settings
             where += f", {s.world} ranks (tp {s.tp}, dp {s.groups}, ep {s.ep})"
+        drafts = ""
+        if self.draft is not None:
+            label, precision, kv_bytes = self.draft
+            drafts = f", of which {show_bytes(kv_bytes)} for drafts by {label} in {precision}"
         return (
             f"{self.label}: {self.spec.arch}, {self.precision}{stored}, on {where}; "
-            f"context {self.engine.max_context} tokens, KV cache {show_bytes(self.kv.num_bytes)}"
+            f"context {self.engine.max_context} tokens, KV cache {show_bytes(self.kv.num_bytes)}{drafts}"
         )
 
     def close(self) -> None:
@@ -116,13 +131,16 @@ def assemble(
     text = read_tokenizer(checkpoint, need_tokenizer)
     if text is not None:
         complete_template(text, str(checkpoint.config.get("model_type")), resolved.label)
+    source = find_draft(settings, spec, text)
+    draft: LoadedDraft | None = None
     emulated = backend.probe().emulated
     loaded: LoadedModel | Loaded
     if settings.world == 1:
         loaded = load(checkpoint, spec, backend, settings, progress)
         if recorder is not None and recorder.path is not None:
             watch_loaded(recorder, backend, loaded.model, loaded.precision, settings, resolved.label)
-        running = start_engine(loaded.model, text, settings, emulated=emulated, recorder=recorder)
+        draft = None if source is None else load_draft(source, backend, settings, progress)
+        running = start_engine(loaded.model, text, settings, draft=draft, emulated=emulated, recorder=recorder)
     else:
         loaded, running = start_ranks(resolved.path, spec, backend, text, settings, progress)
     return Assembly(
@@ -141,6 +159,7 @@ def assemble(
         block_size=running.block_size,
         engine=running.engine,
         settings=settings,
+        draft=None if draft is None else Draft(draft.label, draft.precision, running.draft_kv_bytes),
     )
 
 
@@ -159,6 +178,7 @@ class Running(NamedTuple):
     engine: Engine
     kv: KvPlan
     block_size: int
+    draft_kv_bytes: int = 0  # of the KV cache
 
 
 def start_engine(
@@ -166,25 +186,52 @@ def start_engine(
     text: Tokenizer | None,
     settings: EngineSettings,
     *,
+    draft: LoadedDraft | None = None,
     emulated: bool = False,
     recorder: Recorder | None = None,
 ) -> Running:
-    """Size the KV cache by what memory is left, and start an engine for a model that is loaded in this process."""
+    """Size the KV cache by what memory is left, and start an engine for a model that is loaded in this process.
+
+    A model that drafts has a cache of as many blocks, within the same memory.
+    """
     ops, spec = model.ops, model.spec
     block_size = settings.block_size or ops.block_size
     block_bytes = model.kv_block_bytes(block_size)
+    draft_bytes = 0 if draft is None else draft.model.kv_block_bytes(block_size)
     kv = size_cache(
-        spec, settings, block_bytes, block_size, room(device_bytes(ops), available_bytes(), emulated=emulated)
+        spec,
+        settings,
+        block_bytes + draft_bytes,
+        block_size,
+        room(device_bytes(ops), available_bytes(), emulated=emulated),
     )
     caches = model.make_caches(kv.num_blocks, block_size)
+    sizes = decode_sizes(settings.max_batch) if settings.graphs else ()
     runner: Runner
     if recorder is None:
-        runner = ModelRunner(model, ops, caches, decode_sizes(settings.max_batch) if settings.graphs else ())
+        runner = ModelRunner(model, ops, caches, sizes)
     else:
         runner = RecordedRunner(model, ops, caches, recorder)
-    engine = make_engine(runner, spec, text, kv, block_size, settings)
+    draft_model = None if draft is None else make_draft_model(draft, kv, block_size, settings, sizes)
+    engine = make_engine(runner, spec, text, kv, block_size, settings, draft_model)
     engine.start()
-    return Running(engine, kv, block_size)
+    return Running(engine, kv, block_size, kv.num_blocks * draft_bytes)
+
+
+def make_draft_model(
+    draft: LoadedDraft, kv: KvPlan, block_size: int, settings: EngineSettings, sizes: tuple[int, ...]
+) -> DraftModel:
+    """The drafting side of an engine: its own cache of as many blocks, and a first look at what a step takes."""
+    model = draft.model
+    made = DraftModel(
+        ModelRunner(model, model.ops, model.make_caches(kv.num_blocks, block_size), sizes),
+        block_size=block_size,
+        vocab_size=draft.vocab_size,
+        max_positions=model.spec.max_positions,
+        max_step_tokens=settings.max_step_tokens,
+    )
+    made.warm_up()
+    return made
 
 
 def start_ranks(
@@ -238,6 +285,7 @@ def make_engine(
     kv: KvPlan,
     block_size: int,
     settings: EngineSettings,
+    draft_model: DraftModel | None = None,
 ) -> Engine:
     """An engine, not yet started, for a loaded model."""
     limits = EngineLimits(
@@ -250,7 +298,7 @@ def make_engine(
         vocab_size=spec.vocab_size if text is None else min(spec.vocab_size, text.vocab_size),
         head_rows=spec.vocab_size,
         lanes=settings.groups,
-        speculate=settings.speculate,
+        lookup=settings.speculate != "off",
     )
 
     def detokenizer(params: SamplingParams) -> TextSource:
@@ -259,13 +307,4 @@ def make_engine(
         return Detokenizer(text, skip_special_tokens=params.skip_special_tokens)
 
     eos_ids = {*spec.eos_ids, *(text.eos_ids if text is not None else ())}
-    return Engine(runner, limits, eos_ids=sorted(eos_ids), detokenizer=detokenizer)
-
-
-def read_tokenizer(checkpoint: Checkpoint, needed: bool) -> Tokenizer | None:
-    """The checkpoint's tokenizer; None if it has none and none is needed. A damaged one is an error."""
-    gguf = checkpoint.kind == "gguf"
-    has_one = "tokenizer.ggml.model" in checkpoint.metadata if gguf else any(checkpoint.path.glob("tokenizer*"))
-    if not needed and not has_one:
-        return None
-    return Tokenizer.from_gguf(checkpoint.metadata) if gguf else Tokenizer.from_folder(checkpoint.path)
+    return Engine(runner, limits, eos_ids=sorted(eos_ids), detokenizer=detokenizer, draft_model=draft_model)

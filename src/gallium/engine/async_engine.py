@@ -9,23 +9,23 @@ import queue
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from gallium.engine.blocks import BlockManager
+from gallium.engine.draft_model import DraftModel
 from gallium.engine.loop import EngineLoop
 from gallium.engine.ngrams import PredictedText
 from gallium.engine.request import Choice, Job, OnDelta, Request, Scoring
 from gallium.engine.runner import Runner
 from gallium.engine.sampling import SamplingState, check_token_ids, choice_seed, fresh_seed
 from gallium.engine.scheduler import Scheduler
-from gallium.engine.speculate import Drafter
+from gallium.engine.speculate import MODEL_PRIOR, Drafter, Trust
 from gallium.engine.stopping import NoText, Stopper, TextSource
 from gallium.errors import ContextTooLong, EngineDead, GalliumError, InvalidRequest
 from gallium.ops.handles import FloatArray
-from gallium.settings import Speculation
 from gallium.types import Delta, SamplingParams
 
 SCORING_CHUNK = 128  # rows of logits in memory twice: at most this many per step
@@ -44,7 +44,7 @@ class EngineLimits:
     vocab_size: int  # ids that the tokenizer uses; those beyond are never drawn
     head_rows: int  # ids that the model accepts: vocab_size and padding
     lanes: int = 1  # groups with a cache of their own, whose steps run together
-    speculate: Speculation = "off"
+    lookup: bool = False  # whether the text itself is asked for drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,7 @@ class EngineStats:
     restarts: int  # of its processes, after one was lost
     drafted_tokens: int  # computed before it was known that they are right
     accepted_tokens: int  # of these, those that were
+    drafts: dict[str, dict[str, int]]  # the same by where they came from: prediction, ngram or model
 
 
 class RequestHandle:
@@ -89,7 +90,10 @@ class Engine:
         *,
         eos_ids: Sequence[int] = (),
         detokenizer: Callable[[SamplingParams], TextSource] = lambda params: NoText(),
+        draft_model: DraftModel | None = None,
     ) -> None:
+        if draft_model is not None and limits.lanes > 1:
+            raise ValueError("a draft model serves one lane")
         capacity = limits.num_blocks * limits.block_size
         if limits.max_context > capacity:
             raise ValueError(f"a context of {limits.max_context} tokens in a cache of {capacity}")
@@ -106,7 +110,8 @@ class Engine:
             )
             for _ in range(limits.lanes)
         ]
-        self._loop = EngineLoop(runner, lanes, vocab_size=limits.vocab_size)
+        self._loop = EngineLoop(runner, lanes, vocab_size=limits.vocab_size, draft_model=draft_model)
+        self._draft_skill = None if draft_model is None else Trust(MODEL_PRIOR)
 
     # -- life ---------------------------------------------------------------------
 
@@ -223,16 +228,22 @@ class Engine:
             generated_tokens=self._loop.generated_tokens,
             steps=self._loop.steps,
             restarts=self._loop.restarts,
-            drafted_tokens=self._loop.drafted_tokens,
-            accepted_tokens=self._loop.accepted_tokens,
+            drafted_tokens=sum(count.drafted for count in self._loop.drafts.values()),
+            accepted_tokens=sum(count.accepted for count in self._loop.drafts.values()),
+            drafts={kind: asdict(count) for kind, count in self._loop.drafts.items()},
         )
 
     def _drafter(self, prompt_len: int, prediction: PredictedText | None) -> Drafter | None:
-        lookup = self._limits.speculate == "ngram"
-        if prediction is None and not lookup:
+        lookup = self._limits.lookup
+        if prediction is None and not lookup and self._draft_skill is None:
             return None
-        vocab_size = self._limits.vocab_size
-        return Drafter(prompt_len=prompt_len, vocab_size=vocab_size, prediction=prediction, lookup=lookup)
+        return Drafter(
+            prompt_len=prompt_len,
+            vocab_size=self._limits.vocab_size,
+            prediction=prediction,
+            lookup=lookup,
+            model=self._draft_skill,
+        )
 
     # -- checks -----------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ class LLM:
         prefix_cache: bool = True,
         graphs: bool = True,
         speculate: Speculation = "off",
+        draft_precision: PrecisionChoice = "auto",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         settings = EngineSettings(
@@ -69,6 +70,7 @@ class LLM:
             prefix_cache=prefix_cache,
             graphs=graphs,
             speculate=speculate,
+            draft_precision=draft_precision,
         )
         name = None if model is None else str(model)
         self.assembly: Assembly = assemble(name, settings, progress=progress, need_tokenizer=False)

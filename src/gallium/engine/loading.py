@@ -18,6 +18,7 @@ from gallium.models.weights import RoleOf
 from gallium.ops.backend import Backend, Support
 from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision, Role, Weight
 from gallium.settings import EngineSettings, PrecisionChoice
+from gallium.text.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
 
@@ -118,3 +119,12 @@ def choose_precision(
         f"backend {backend.name!r} cannot run this {facts.name} model in {' or '.join(candidates)}: choose another "
         "precision or backend (`gallium doctor` lists them).\n  " + "\n  ".join(reasons)
     )
+
+
+def read_tokenizer(checkpoint: Checkpoint, needed: bool) -> Tokenizer | None:
+    """The checkpoint's tokenizer; None if it has none and none is needed. A damaged one is an error."""
+    gguf = checkpoint.kind == "gguf"
+    has_one = "tokenizer.ggml.model" in checkpoint.metadata if gguf else any(checkpoint.path.glob("tokenizer*"))
+    if not needed and not has_one:
+        return None
+    return Tokenizer.from_gguf(checkpoint.metadata) if gguf else Tokenizer.from_folder(checkpoint.path)

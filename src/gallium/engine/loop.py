@@ -16,11 +16,13 @@ from typing import TypeAlias
 
 import numpy as np
 
+from gallium.engine.draft_model import DraftModel
 from gallium.engine.lanes import choose_lane
 from gallium.engine.request import Choice, Job, Request, Scoring, State
 from gallium.engine.runner import LaneStep, Runner, StepResult
 from gallium.engine.sampling import SamplingState, sampler_inputs, token_logprob
 from gallium.engine.scheduler import Chance, Scheduler
+from gallium.engine.speculate import KINDS, UNKNOWN, DraftCount
 from gallium.engine.step_builder import Batch, Draw, build
 from gallium.engine.step_times import StepTimes
 from gallium.errors import EngineDead, GalliumError, RankLost
@@ -38,8 +40,16 @@ class EngineLoop:
     Everything below `post` happens in its thread.
     """
 
-    def __init__(self, runner: Runner, lanes: Sequence[Scheduler[Job]], *, vocab_size: int) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        lanes: Sequence[Scheduler[Job]],
+        *,
+        vocab_size: int,
+        draft_model: DraftModel | None = None,
+    ) -> None:
         self._runner = runner
+        self._draft_model = draft_model  # of the only lane
         self.lanes = tuple(lanes)
         for lane in self.lanes:
             lane.propose = self._propose
@@ -57,8 +67,7 @@ class EngineLoop:
         self.generated_tokens = 0
         self.prompt_tokens = 0
         self.restarts = 0
-        self.drafted_tokens = 0
-        self.accepted_tokens = 0  # of the drafted ones
+        self.drafts = {kind: DraftCount() for kind in KINDS}
 
     # -- any thread ---------------------------------------------------------------
 
@@ -94,7 +103,7 @@ class EngineLoop:
         thread = self._thread
         if thread is None:
             self._die(SHUT_DOWN)
-            self._runner.close()
+            self._close()
         elif thread is not threading.current_thread():
             thread.join(PATIENCE_S if self._restarting is None else 0)
             self._runner.interrupt()  # of no effect on a step in this process
@@ -107,6 +116,11 @@ class EngineLoop:
                 raise EngineDead(f"the engine does not answer: {self._failure}.")
             self._inbox.append(command)
             self._wake.notify()
+
+    def _close(self) -> None:
+        self._runner.close()
+        if self._draft_model is not None:
+            self._draft_model.close()
 
     def _notify(self) -> None:
         with self._wake:
@@ -160,7 +174,7 @@ class EngineLoop:
         else:
             self._die(SHUT_DOWN)
         finally:
-            self._runner.close()
+            self._close()
 
     def _turn(self) -> bool:
         """Commands, a step, and a restart if the runner was lost; False when told to stop."""
@@ -216,6 +230,8 @@ class EngineLoop:
                 plan = lane.schedule()
                 if not plan.items:
                     raise RuntimeError("nothing could be scheduled although there is work")
+                if self._draft_model is not None:
+                    self._draft_model.fill(plan)
                 batch = build(plan.items, lane.blocks.block_size)
                 work[number] = self._work(batch)
                 planned.append((number, lane, plan, batch))
@@ -234,7 +250,12 @@ class EngineLoop:
     def _propose(self, job: Job, chance: Chance) -> list[int]:
         if not isinstance(job, Choice) or job.drafter is None:
             return []
-        return job.drafter.propose(job.tokens, chance, self._times)
+        model = self._draft_model
+        offer = None if model is None else model.offer(job, chance.limit, chance.draws)
+        drafts = job.drafter.propose(job.tokens, chance, self._times, offer)
+        if model is not None and drafts and drafts[0] == UNKNOWN and not model.reserve(job):
+            return []
+        return drafts
 
     def _work(self, batch: Batch) -> LaneStep:
         how = None
@@ -263,16 +284,24 @@ class EngineLoop:
                 self._accept(choice, token_id, logprobs)
             row += 1 + len(draw.drafts)
             if draw.drafts:
-                self.drafted_tokens += len(draw.drafts)
-                self.accepted_tokens += min(len(choice.tokens) - known, len(tokens) - 1)
-                if choice.drafter is not None:
-                    choice.drafter.settle(len(draw.drafts), len(tokens) - 1)
+                self._settle(choice, known, len(draw.drafts), len(tokens) - 1)
         for scoring, count in batch.scored:
             assert result.logits is not None
             scoring.rows.append(result.logits[row : row + count].copy())
             row += count
             if scoring.remaining == 0:
                 self._finish_scoring(scoring)
+
+    def _settle(self, choice: Choice, known: int, drafted: int, right: int) -> None:
+        """Of the drafts of a choice that had `known` tokens, `right` were accepted, if it did not end before."""
+        drafter = choice.drafter
+        count = self.drafts["ngram" if drafter is None else drafter.kind]
+        count.drafted += drafted
+        count.accepted += min(len(choice.tokens) - known, right)
+        if drafter is not None:
+            drafter.settle(drafted, right)
+        if self._draft_model is not None:
+            self._draft_model.settle(choice, known + right)
 
     def _accept(self, choice: Choice, token_id: int, logprobs: tuple[TokenLogprob, ...]) -> None:
         """One more token of one choice."""

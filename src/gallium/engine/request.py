@@ -70,6 +70,15 @@ class Request:
     open_choices: int = 0
 
 
+@dataclass(slots=True)
+class Reading:
+    """How much of a choice's text a draft model has in its cache."""
+
+    tokens: int = 0  # from the beginning
+    epoch: int = -1  # the choice's preemptions when this was so
+    checked: int = 0  # tokens that the draft model knows
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Choice(Sequence):
     """One answer being generated."""
@@ -78,6 +87,7 @@ class Choice(Sequence):
     sampling: SamplingState
     stopper: Stopper
     drafter: Drafter | None = None
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def index(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,36 +39,57 @@ class Batch:
 
 def build(items: list[Item[Job]], block_size: int) -> Batch:
     """Lay the items of one schedule side by side. Every token id that is read must be known by now."""
+    parts: list[Part] = []
+    draws: list[Draw] = []
+    scored: list[tuple[Scoring, int]] = []
+    for item in items:
+        seq, start, count, drafts = item.seq, item.start, item.count, item.drafts
+        rows = 0
+        if isinstance(seq, Scoring):
+            scored.append((seq, count))
+        elif item.draws:
+            draws.append(Draw(seq, drafts))
+            rows = 1 + len(drafts)
+        parts.append(Part((*seq.tokens[start : start + count - len(drafts)], *drafts), start, seq.block_table, rows))
+    scored_rows: list[int] = []
+    first = 0
+    for item in items:
+        if isinstance(item.seq, Scoring):
+            scored_rows += range(first, first + item.count)
+        first += item.count
+    return Batch(lay_out(parts, block_size, scored_rows), draws, scored)
+
+
+class Part(NamedTuple):
+    """What a step computes of one sequence."""
+
+    tokens: Sequence[int]
+    start: int  # position of the first
+    blocks: Sequence[int]  # its block table, or more than that
+    rows: int  # of the last tokens, how many have their logits drawn from
+
+
+def lay_out(parts: Sequence[Part], block_size: int, more_rows: Sequence[int] = ()) -> Step:
+    """The step that computes these parts side by side; `more_rows` are logit rows after those that are drawn from."""
     token_ids: list[int] = []
     positions: list[int] = []
     query_start = [0]
-    draws: list[Draw] = []
-    draw_rows: list[int] = []
-    scored: list[tuple[Scoring, int]] = []
-    scored_rows: list[int] = []
-    for item in items:
-        seq, start, count, drafts = item.seq, item.start, item.count, item.drafts
-        first = len(token_ids)
-        token_ids += seq.tokens[start : start + count - len(drafts)]
-        token_ids += drafts
-        positions += range(start, start + count)
-        query_start.append(first + count)
-        if isinstance(seq, Scoring):
-            scored.append((seq, count))
-            scored_rows += range(first, first + count)
-        elif item.draws:
-            draws.append(Draw(seq, drafts))
-            draw_rows += range(first + count - 1 - len(drafts), first + count)
-    used = [-(-(i.start + i.count) // block_size) for i in items]
-    tables = np.full((len(items), max(used)), -1, np.int32)
-    for row, (item, width) in enumerate(zip(items, used, strict=True)):
-        tables[row, :width] = item.seq.block_table[:width]
-    step = Step(
+    rows: list[int] = []
+    for part in parts:
+        token_ids += part.tokens
+        positions += range(part.start, part.start + len(part.tokens))
+        query_start.append(len(token_ids))
+        rows += range(len(token_ids) - part.rows, len(token_ids))
+    ends = [part.start + len(part.tokens) for part in parts]
+    used = [-(-end // block_size) for end in ends]
+    tables = np.full((len(parts), max(used)), -1, np.int32)
+    for row, (part, width) in enumerate(zip(parts, used, strict=True)):
+        tables[row, :width] = part.blocks[:width]
+    return Step(
         token_ids=np.array(token_ids, np.int32),
         positions=np.array(positions, np.int32),
         query_start=np.array(query_start, np.int32),
-        context_lens=np.array([i.start + i.count for i in items], np.int32),
+        context_lens=np.array(ends, np.int32),
         block_tables=tables,
-        logit_rows=np.array(draw_rows + scored_rows, np.int32),
+        logit_rows=np.array([*rows, *more_rows], np.int32),
     )
-    return Batch(step, draws, scored)

@@ -102,6 +102,22 @@ class Tokenizer:
         return entry
 
     @property
+    def definition(self) -> str:
+        """All that encoding depends on, as JSON."""
+        found: str = self._core.to_str(pretty=False)
+        return found
+
+    def entries(self) -> dict[int, str]:
+        """Every id that stands for something, and its vocabulary entry or special token."""
+        return {token_id: entry for entry, token_id in self._core.get_vocab(with_added_tokens=True).items()}
+
+    def rules(self) -> tuple[str, list[tuple[str, ...]]]:
+        """The kind of its model (BPE, Unigram …), and the merges, in order; [] if it has none."""
+        model = json.loads(self.definition)["model"]
+        merges = model.get("merges", ())
+        return model["type"], [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
+
+    @property
     def drops_leading_space(self) -> bool:
         """True if text loses one space at its very beginning (SentencePiece puts it there)."""
         return self._rule.drops_leading_space
@@ -116,7 +132,7 @@ class Tokenizer:
         }
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
-        _replace(folder / "tokenizer.json", self._core.to_str(pretty=False))
+        _replace(folder / "tokenizer.json", self.definition)
         _replace(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
 
     def _glm_ends(self) -> Iterable[int]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gallium.checkpoints import Checkpoint, open_checkpoint, resolve_model
-from gallium.engine.assembly import read_tokenizer
-from gallium.engine.loading import load
+from gallium.engine.loading import load, read_tokenizer
 from gallium.errors import UsageError
 from gallium.models.config import read_spec
 from gallium.models.spec import ModelSpec
