@@ -77,7 +77,7 @@ def test_a_model_that_drafts(plain: tuple[PrecisionChoice, list[list[Completion]
         together = uncounted(llm.generate(prompts, params=[params for _, params in ASKED[1:4]]))
         drafts = llm.assembly.engine.stats().drafts["model"]
     assert together == [one for several in expected[1:4] for one in several]
-    assert 0 < drafts["accepted"] <= drafts["drafted"] and drafts["accepted"] > 0.7 * drafts["drafted"]
+    assert 0.3 * drafts["drafted"] < drafts["accepted"] < drafts["drafted"]
 
 
 def test_a_prediction(plain: tuple[PrecisionChoice, list[list[Completion]]]) -> None:
