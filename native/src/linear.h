@@ -13,18 +13,31 @@ public:
     // Rows of x (`stride` floats apart) for a matrix like w; valid until the next call. False: no memory.
     bool prepare(const float* x, int64_t rows, int64_t stride, const ga_matrix& w, Activations& out);
 
+    // Room for `rows` rows that come piece by piece, by `put`. Not for a matrix with `integers`, whose rows have one scale.
+    bool reserve(int64_t rows, const ga_matrix& w, Activations& out);
+    // Columns [begin, end) of some row: `x` points to the first of them. They begin on a group, and end on one or with the
+    // row. Calls from several threads may go on at once.
+    void put(int64_t row, int64_t begin, int64_t end, const float* x) const;
+
+    // The rows of `from` that `rows_of` names, in that order; valid until the next call. False: no memory.
+    bool gather(const Activations& from, const int64_t* rows_of, int64_t rows, const ga_matrix& w, Activations& out);
+
 private:
-    bool prepare_integers(const float* x, int64_t stride, const ga_integers& how, Activations& out);
+    bool allocate(int64_t rows, const ga_matrix& w, Activations& out);
+    void put_integers(int64_t row, const ga_integers& how, const float* x) const;
+
     Buffer buffer_;
+    int64_t kind_ = 0, cols_ = 0, padded_ = 0, groups_ = 0;
+    float *floats_ = nullptr, *scales_ = nullptr, *offsets_ = nullptr;  // as in Activations
+    uint16_t* bfloat16_ = nullptr;
+    int8_t* quants_ = nullptr;
+    int32_t* sums_ = nullptr;
 };
 
 // y = W x + bias for all prepared rows, split over the thread pool.
 void multiply(const ga_matrix& w, const Activations& x, float* y, int64_t y_stride);
 
-// swiglu of rows of [gate | up] into contiguous rows of `width`.
-void swiglu_rows(const float* gate_up, float* y, int64_t rows, int64_t width);
-
 // Panels per task: enough tasks for all threads, long enough for a task to be worth its start.
-int64_t panels_per_task(int64_t panels, int64_t matrices);
+int64_t panels_per_task(int64_t panels);
 
 }  // namespace ga

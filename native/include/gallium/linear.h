@@ -86,7 +86,8 @@ typedef struct {
 } ga_embed_args;
 GA_EXPORT void ga_embed(const ga_embed_args* args);
 
-/* y[t] = sum over i of weights[t][i] * down[e](swiglu(gate_up[e](x[t]))) with e = ids[t][i], in the order of i. */
+/* y[t] = sum over i of weights[t][i] * down[e](swiglu(gate_up[e](x[t]))) with e = ids[t][i], in the order of i; and, if
+ * there is a shared expert, plus shared_down(swiglu(shared_gate_up(x[t]))). */
 typedef struct {
     const float* x;
     const float* weights;      /* [tokens][top_k] */
@@ -94,6 +95,8 @@ typedef struct {
     float* y;                  /* [tokens][hidden] */
     const ga_matrix* gate_up;  /* [experts], rows 2 * width */
     const ga_matrix* down;     /* [experts], cols width */
+    const ga_matrix* shared_gate_up;  /* or null, as is then shared_down */
+    const ga_matrix* shared_down;
     int64_t tokens, top_k, experts, x_stride;
 } ga_experts_args;
 GA_EXPORT int32_t ga_experts(const ga_experts_args* args); /* 0, or 1: out of memory */

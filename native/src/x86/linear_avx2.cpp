@@ -18,12 +18,34 @@ inline void store(const ga_matrix& w, const Block& b, int64_t row, int64_t panel
     }
 }
 
+// What is to come from memory, fetched while a tile computes: `lines` cache lines per step.
+struct Fetch {
+    const char* from;
+    int64_t step;
+    int lines;
+
+    // `one_of` tiles read the panel. A single one fetches what it reads itself a little later; several have the time to
+    // fetch the next panel together, each a part of it.
+    static inline Fetch of(const ga_matrix& w, int64_t panel, int64_t steps, int tile, int one_of) {
+        const char* at = panel_at(w, panel);
+        const int64_t bytes = panel_bytes(w.cols, w.kind), step = bytes / (steps * one_of);
+        const int lines = static_cast<int>((step + kUnit - 1) / kUnit);
+        return {one_of == 1 ? at + kAhead : at + bytes + tile * (bytes / one_of), step, lines};
+    }
+    [[gnu::always_inline]] inline void go() {
+        for (int line = 0; line < lines; ++line) Avx2::prefetch(from + line * kUnit);
+        from += step;
+    }
+};
+
 // Products of floats, one column after the other: float32, and bfloat16 as float32.
 template <class Step>
 struct Direct {
     static constexpr int kRows = 6;  // 6 rows x 2 registers of sums, 2 of weights, 1 of x: 15 of 16
+    static inline int64_t steps(const Activations& a) { return a.padded / Step::kColumns; }
     template <int R, int P>
-    static inline void tile(const ga_matrix& w, const Activations& a, const Block& b, int64_t row, int64_t panel) {
+    static inline void tile(const ga_matrix& w, const Activations& a, const Block& b, int64_t row, int64_t panel,
+                            Fetch fetch) {
         F sums[P][R][2];
         const char* panels[P];
         for (int p = 0; p < P; ++p) {
@@ -32,10 +54,11 @@ struct Direct {
         }
         const int64_t stride = Step::stride(a), units = a.padded / Step::kColumns;
         const float* x = Step::x(a) + row * stride;
-        for (int64_t k = 0; k < units; ++k, x += Step::kColumns)
+        for (int64_t k = 0; k < units; ++k, x += Step::kColumns) {
+            if (P == 1) fetch.go();
             for (int c = 0; c < Step::kColumns; ++c)
                 each<P>([&](int p) __attribute__((always_inline)) {
-                    if (c == 0) Avx2::prefetch(panels[p] + k * kUnit + kAhead);
+                    if (P > 1 && c == 0) Avx2::prefetch(panels[p] + k * kUnit + kAhead);
                     const F low = Step::weights(panels[p] + k * kUnit, c);
                     const F high = Step::weights(panels[p] + k * kUnit + kHalf, c);
                     for (int r = 0; r < R; ++r) {
@@ -44,6 +67,7 @@ struct Direct {
                         sums[p][r][1] = settled(_mm256_fmadd_ps(value, high, sums[p][r][1]));
                     }
                 });
+        }
         store<R, P>(w, b, row, panel, sums);
     }
 };
@@ -70,8 +94,10 @@ using Bfloat16 = Direct<Bfloat16Step>;
 template <class Kind>
 struct Grouped {
     static constexpr int kRows = 4;  // 4 rows x 2 registers of sums, up to 4 of weights, 1 of x, 2 for steps: 15
+    static inline int64_t steps(const Activations& a) { return a.groups; }
     template <int R, int P>
-    static inline void tile(const ga_matrix& w, const Activations& a, const Block& b, int64_t row, int64_t panel) {
+    static inline void tile(const ga_matrix& w, const Activations& a, const Block& b, int64_t row, int64_t panel,
+                            Fetch fetch) {
         F sums[P][R][2];
         const char* panels[P];
         for (int p = 0; p < P; ++p) {
@@ -80,7 +106,8 @@ struct Grouped {
         }
         for (int64_t g = 0; g < a.groups; ++g)
             for (int p = 0; p < P; ++p) {
-                for (int line = 0; line < Kind::kLines; ++line)
+                if (P == 1) fetch.go();
+                for (int line = 0; P > 1 && line < Kind::kLines; ++line)
                     Avx2::prefetch(Kind::units(panels[p], g) + kAhead + line * kUnit);
                 I dots[R][2];
                 for (int r = 0; r < R; ++r) dots[r][0] = dots[r][1] = _mm256_setzero_si256();
@@ -97,14 +124,14 @@ using Int4 = Grouped<Int4Kind>;
 // R rows, from the kind's most down to one.
 template <class K, int P, int R>
 inline void rows_of_tile(int rows, const ga_matrix& w, const Activations& a, const Block& b, int64_t row,
-                         int64_t panel) {
+                         int64_t panel, const Fetch& fetch) {
     if constexpr (R == 1) {
-        K::template tile<1, P>(w, a, b, row, panel);
+        K::template tile<1, P>(w, a, b, row, panel, fetch);
     } else {
         if (rows == R)
-            K::template tile<R, P>(w, a, b, row, panel);
+            K::template tile<R, P>(w, a, b, row, panel, fetch);
         else
-            rows_of_tile<K, P, R - 1>(rows, w, a, b, row, panel);
+            rows_of_tile<K, P, R - 1>(rows, w, a, b, row, panel, fetch);
     }
 }
 
@@ -114,16 +141,18 @@ void product(const ga_matrix& w, const Activations& a, const Block& b) {
     const int64_t rows = b.row_end - b.row_begin;
     int64_t panel = b.panel_begin;
     if (rows == 1)
-        for (; panel + 4 <= b.panel_end; panel += 4) K::template tile<1, 4>(w, a, b, b.row_begin, panel);
+        for (; panel + 4 <= b.panel_end; panel += 4) K::template tile<1, 4>(w, a, b, b.row_begin, panel, {});
     if (rows <= 3)
         for (; panel + 2 <= b.panel_end; panel += 2)
-            rows_of_tile<K, 2, 3>(static_cast<int>(rows), w, a, b, b.row_begin, panel);
+            rows_of_tile<K, 2, 3>(static_cast<int>(rows), w, a, b, b.row_begin, panel, {});
+    const int64_t tiles = (rows + K::kRows - 1) / K::kRows;
     for (; panel < b.panel_end; ++panel)
-        for (int64_t row = b.row_begin, next; row < b.row_end; row = next) {
+        for (int64_t tile = 0, row = b.row_begin; tile < tiles; ++tile) {
             // Tiles of nearly one height: a tile of one or two rows has too few sums in flight.
-            const int64_t left = b.row_end - row, tiles = (left + K::kRows - 1) / K::kRows;
-            next = row + (left + tiles - 1) / tiles;
-            rows_of_tile<K, 1, K::kRows>(static_cast<int>(next - row), w, a, b, row, panel);
+            const int64_t height = (b.row_end - row + tiles - tile - 1) / (tiles - tile);
+            const Fetch fetch = Fetch::of(w, panel, K::steps(a), static_cast<int>(tile), static_cast<int>(tiles));
+            rows_of_tile<K, 1, K::kRows>(static_cast<int>(height), w, a, b, row, panel, fetch);
+            row += height;
         }
 }
 

@@ -25,7 +25,7 @@ _LINEAR = Struct("@3Q6q").pack
 _MLP = Struct("@2Q").pack  # ga_mlp_args up to its matrices
 _MLP_SIZES = Struct("@2q").pack  # and after them
 _EMBED = Struct("@2Qq").pack  # ga_embed_args up to its matrix
-_EXPERTS = Struct("@6Q4q").pack
+_EXPERTS = Struct("@8Q4q").pack
 
 STORAGES = {
     name: code for code, name in enumerate(("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"))
@@ -231,8 +231,13 @@ class LinearKernels:
         self._embed(_EMBED(address(ids), address(y), len(ids)) + packed.struct())
         return y
 
-    def experts(self, x: FloatArray, weights: FloatArray, ids: IntArray, w: Experts) -> FloatArray:
-        """Weighted sum of the chosen experts, in the order of `ids` `[tokens, top_k]`."""
+    def experts(
+        self, x: FloatArray, weights: FloatArray, ids: IntArray, w: Experts, shared: tuple[Linear, Linear] | None = None
+    ) -> FloatArray:
+        """Weighted sum of the chosen experts, in the order of `ids` `[tokens, top_k]`.
+
+        Plus the `shared` expert, (gate_up, down), if there is one.
+        """
         gate_up, down = w.data
         x, stride = rows(x)
         weights, ids = contiguous(weights), contiguous(np.asarray(ids, np.int32))
@@ -241,12 +246,24 @@ class LinearKernels:
             f"experts: shapes {x.shape}, {weights.shape} and {ids.shape} do not fit.",
         )
         require(not ids.size or bool(ids.min() >= 0 and ids.max() < w.num_experts), "experts: an id is out of range.")
+        apart = (0, 0) if shared is None else self._shared(w.hidden, *shared)
         y = np.empty((len(x), w.hidden), np.float32)
         status = self._experts(
             _EXPERTS(
                 address(x), address(weights), address(ids), address(y), gate_up.struct_address, down.struct_address,
-                len(x), ids.shape[1], w.num_experts, stride,
+                *apart, len(x), ids.shape[1], w.num_experts, stride,
             )
         )  # fmt: skip
         check_memory(status, "experts")
         return y
+
+    @staticmethod
+    def _shared(hidden: int, gate_up: Linear, down: Linear) -> tuple[int, int]:
+        """The addresses of the shared expert's matrices."""
+        first: Packed = gate_up.data
+        second: Packed = down.data
+        require(
+            first.cols == second.rows == hidden and first.rows == 2 * second.cols,
+            f"experts: a shared expert {first.cols} -> {first.rows}, {second.cols} -> {second.rows} for {hidden}.",
+        )
+        return first.struct_address, second.struct_address

@@ -11,7 +11,7 @@ from pathlib import Path
 from gallium.errors import BackendError, UsageError
 from gallium.settings import environment
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 FILE_NAME = "libgallium_cpu.so"
 LEVELS = ("generic", "avx2", "avx512", "amx", "amx-emulated")
 """Instruction-set levels, weakest first; the index is the native code. The last is for tests and never a default."""

@@ -208,6 +208,12 @@ class CpuOps(Ops):
         """Both products and SwiGLU in one call."""
         return self._linear.gated_mlp(x, gate_up, down)
 
+    def moe(self, x: Array, w: Any, spec: MoeSpec) -> Array:
+        """The router, then routed and shared experts in one call."""
+        weights, ids = self.route(self.linear(x, w.router), w.router_bias, spec)
+        shared = None if w.shared_gate_up is None else (w.shared_gate_up, w.shared_down)
+        return self._linear.experts(x, weights, ids, w.experts, shared)
+
     def gqa(self, x: Array, w: Any, cache: KvCache, plan: CpuPlan, spec: AttentionSpec, eps: float) -> Array:
         """Head norms, rope and the cache write in one pass over the projection's output, in place.
 
