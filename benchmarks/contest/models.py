@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from benchmarks.contest.cells import Workload
 from benchmarks.contest.gguf_file import STORED, write_gguf
 from benchmarks.contest.process import Refused
 from benchmarks.contest.vocabulary import end_token, write_tokenizer
+from benchmarks.machine import machine
 
 from gallium.checkpoints.opening import open_checkpoint
 from gallium.checkpoints.resolve import default_model_path
@@ -22,6 +24,8 @@ from gallium.cli.shapes import shape_config
 from gallium.models.config import read_spec
 
 ARCHITECTURES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM", "glm4_moe": "Glm4MoeForCausalLM"}
+PRECISIONS = {"bf16": "bfloat16", "int8": "int8", "int4": "int4"}
+GALLIUM = Path(sys.executable).parent / "gallium"
 OPENVINO_WEIGHTS = {
     "bf16": ("--weight-format", "fp16"),
     "int8": ("--weight-format", "int8"),
@@ -85,16 +89,30 @@ def make_gguf(workload: Workload, precision: str, root: Path) -> Path:
     return path
 
 
+def make_packed(workload: Workload, precision: str, root: Path) -> Path:
+    """What `gallium convert` writes, made anew for each commit: of the common folder, or of the GGUF file where there
+    is only int4, so that no bfloat16 of 9 billion weights lies on the disk."""
+    folder, mark = root / workload.name / f"gallium-{precision}", root / workload.name / f"gallium-{precision}.commit"
+    commit = str(machine()["commit"])
+    if not folder.exists() or not mark.exists() or mark.read_text(encoding="utf-8") != commit:
+        whole = "bf16" in workload.precisions
+        source = make_folder(workload, root) if whole else make_gguf(workload, precision, root)
+        shutil.rmtree(folder, ignore_errors=True)
+        run([GALLIUM, "convert", str(source), str(folder), "--precision", PRECISIONS[precision]])
+        mark.write_text(commit, encoding="utf-8")
+    return folder
+
+
 def _write_random(shape: str, folder: Path) -> None:
     config = config_of(shape)
     source = RandomCheckpoint(read_spec(shape_config(shape)))
     write_tokenizer(folder, config["vocab_size"])
     with (folder / "model.safetensors").open("wb") as out:
-        _write_safetensors(out, source)
+        write_safetensors(out, source)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _write_safetensors(out: BinaryIO, source: RandomCheckpoint) -> None:
+def write_safetensors(out: BinaryIO, source: RandomCheckpoint) -> None:
     """Header first, then every tensor; only one is in memory at a time."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -111,9 +129,8 @@ def _write_safetensors(out: BinaryIO, source: RandomCheckpoint) -> None:
 
 def _convert_default(folder: Path) -> None:
     """The embedded model's own weights, as a folder that every peer reads."""
-    gallium = Path(sys.executable).parent / "gallium"
     folder.rmdir()
-    _run([gallium, "convert", str(default_model_path()), str(folder), "--precision", "bfloat16"])
+    run([GALLIUM, "convert", str(default_model_path()), str(folder), "--precision", "bfloat16"])
 
 
 def make_openvino(workload: Workload, precision: str, root: Path) -> Path:
@@ -121,14 +138,14 @@ def make_openvino(workload: Workload, precision: str, root: Path) -> Path:
     folder = root / workload.name / f"openvino-{precision}"
     if not (folder / "openvino_model.xml").exists():
         environment = root.parent / "openvino" / "bin"
-        _run([
+        run([
             environment / "optimum-cli", "export", "openvino", "--model", str(make_folder(workload, root)),
             "--task", "text-generation-with-past", *OPENVINO_WEIGHTS[precision], str(folder),
         ])  # fmt: skip
     return folder
 
 
-def _run(command: list[Any]) -> None:
+def run(command: list[Any]) -> None:
     """Raises Refused with the last line of what the command said."""
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | offline, check=False)

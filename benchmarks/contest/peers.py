@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.contest.cells import Workload
-from benchmarks.contest.models import make_folder, make_gguf, make_openvino
+from benchmarks.contest.models import PRECISIONS, make_folder, make_gguf, make_openvino, make_packed
 
 ROOT = Path(os.environ.get("GALLIUM_BENCH_DIR", Path(__file__).parents[2] / ".bench"))
 TORCH = "torch==2.13.0"  # its CPU build; a plain `torch` may bring several GB of CUDA
@@ -45,7 +45,7 @@ def _folder(workload: Workload, precision: str, root: Path) -> Path:
 PEERS = {
     p.name: p
     for p in (
-        Peer("gallium", "gallium_driver.py", _folder, {"bf16": "bfloat16", "int8": "int8", "int4": "int4"}),
+        Peer("gallium", "gallium_driver.py", make_packed, PRECISIONS),
         Peer(
             "llama.cpp", "llama_driver.py", make_gguf, {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"},
             steps=(("llama-cpp-python[server]==0.3.36", "--no-binary", "llama-cpp-python"),),

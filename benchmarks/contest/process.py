@@ -38,9 +38,9 @@ class Process:
         reply = self._ask({"do": "load", **plan}, LOAD_LIMIT)
         return reply | {"seconds": time.perf_counter() - self.started}
 
-    def ask(self, kind: str, limit: float = ASK_LIMIT, **asked: int) -> float:
-        """Tokens per second. Raises Refused."""
-        return float(self._ask({"do": kind, **asked}, limit)["rate"])
+    def ask(self, kind: str, limit: float = ASK_LIMIT, **asked: Any) -> float:
+        """The figure that the driver answers with, mostly tokens per second. Raises Refused."""
+        return float(self._ask({"do": kind, **asked}, limit)["value"])
 
     def peak_memory(self) -> int:
         """Bytes that this process and its children have had in memory at most, each for itself."""

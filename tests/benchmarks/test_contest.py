@@ -134,7 +134,7 @@ def test_a_process_answers_and_its_death_has_a_name(tmp_path: Path, monkeypatch:
             asked = json.loads(line)
             if asked["do"] == "decode":
                 os.kill(os.getpid(), signal.SIGABRT)
-            reply = {"rate": asked["tokens"] * 2} if asked["tokens"] < 9 else {"error": "too long"}
+            reply = {"value": asked["tokens"] * 2} if asked["tokens"] < 9 else {"error": "too long"}
             print(json.dumps(reply), flush=True)
     """)
     )

@@ -6,6 +6,7 @@ import queue
 import time
 from typing import Any
 
+import numpy as np
 from protocol import FIRST_PROMPT, Contender, Plan, answer
 
 from gallium import LLM, __version__
@@ -46,6 +47,11 @@ class Gallium(Contender):
         times = self._run(prompts, tokens + 1)
         begin, end = max(t[0] for t in times), min(t[-1] for t in times)
         return sum(begin < when <= end for t in times for when in t) / (end - begin)
+
+    def logits(self, ids: list[int], path: str) -> int:
+        found = self.llm.logits(ids)
+        np.save(path, found)
+        return len(found)
 
     def _run(self, prompts: list[list[int]], tokens: int) -> list[list[float]]:
         """When each token of each prompt's answer came."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import llama_cpp as lc
 import numpy as np
+from numpy.typing import NDArray
 from protocol import FIRST_PROMPT, Contender, Plan, answer
 
 UBATCH = 512  # tokens that one graph computes: llama.cpp's default
@@ -61,6 +62,16 @@ class LlamaCpp(Contender):
             next_ids = [self._greedy(row) for row in range(batch)]
         return batch * tokens / (time.perf_counter() - start)
 
+    def logits(self, ids: list[int], path: str) -> int:
+        lc.llama_memory_seq_rm(self.memory, self.rows, 0, -1)
+        rows = []
+        for begin in range(0, len(ids), UBATCH):
+            piece = ids[begin : begin + UBATCH]
+            self._feed([(self.rows, begin + i, token) for i, token in enumerate(piece)], last=False)
+            rows += [self._row(i).copy() for i in range(len(piece))]
+        np.save(path, np.stack(rows))
+        return len(rows)
+
     def _prepare(self, row: int, context: int) -> None:
         """Bring the row's prompt, all but its last token, into the cache, and nothing behind it."""
         known = min(self.known.get(row, 0), context - 1)
@@ -84,9 +95,11 @@ class LlamaCpp(Contender):
             raise RuntimeError(f"llama_decode returned {code}")
 
     def _greedy(self, index: int) -> int:
+        return int(self._row(index).argmax())
+
+    def _row(self, index: int) -> NDArray[np.float32]:
         pointer = lc.llama_get_logits_ith(self.context, index)
-        values = np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (self.vocab,))
-        return int(values.argmax())
+        return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (self.vocab,))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 A driver is a script that runs in its contender's environment and keeps one loaded model. It answers
 
     {"do": "load", ...Plan}                               -> {"version": str, "note": str, "kv_bytes": int, ...}
-    {"do": "prefill", "tokens": n}                        -> {"rate": tokens/s}
-    {"do": "decode", "batch": b, "context": c, "tokens": n} -> {"rate": tokens/s of all sequences together}
+    {"do": "prefill", "tokens": n}                        -> {"value": tokens/s}
+    {"do": "decode", "batch": b, "context": c, "tokens": n} -> {"value": tokens/s of all sequences together}
+    {"do": "logits", "ids": [...], "path": "x.npy"}       -> {"value": rows written, float32 [tokens, vocab]}
     {"do": "quit"}
 
 or {"error": "..."}. Loading ends with the first token of a short prompt. A driver sleeps between two questions. What a
@@ -51,6 +52,10 @@ class Contender:
         """Tokens per second of `batch` sequences that decode together, each after `context` tokens of its own."""
         raise NotImplementedError
 
+    def logits(self, ids: list[int], path: str) -> int:
+        """Write the logits of every position of a text to a NumPy file."""
+        raise NotImplementedError("this driver does not give logits")
+
     def fresh(self, tokens: int) -> list[int]:
         """A prompt that was never seen before."""
         return [random.randrange(300, self.vocab - 300) for _ in range(tokens)]
@@ -71,7 +76,7 @@ def answer(contender: Contender) -> None:
         if kind == "quit":
             break
         try:
-            reply = contender.load(Plan(**asked)) if kind == "load" else {"rate": getattr(contender, kind)(**asked)}
+            reply = contender.load(Plan(**asked)) if kind == "load" else {"value": getattr(contender, kind)(**asked)}
         except BaseException as error:  # whatever a peer dies of is its result
             if isinstance(error, KeyboardInterrupt):
                 raise
