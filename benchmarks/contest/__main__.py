@@ -31,7 +31,7 @@ def main() -> int:
     for missing in set(how.peers) - {peer.name for peer in known}:
         print(f"{missing} is not installed (--prepare installs it): left out", file=sys.stderr)
     begin = time.monotonic()
-    contest = Contest(known, store, threads=how.threads, rounds=how.rounds, budget=how.budget)
+    contest = Contest(known, store, threads=how.threads, rounds=how.rounds, budget=how.budget, patience=how.patience)
     open_cells = [c for c in choose(how.cells) if store.missing(c.key, [peer.name for peer in known])]
     code = 0
     if open_cells and not how.report:
@@ -59,6 +59,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no new cell is begun")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds for one answer of a contender")
     parser.add_argument("--store", type=Path, default=ROOT / "contest.json", help="where finished cells are kept")
     parser.add_argument("--prepare", action="store_true", help="first install the peers that are missing")
     parser.add_argument("--report", action="store_true", help="measure nothing: print what is known, and draw")

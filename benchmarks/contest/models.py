@@ -29,7 +29,7 @@ GALLIUM = Path(sys.executable).parent / "gallium"
 OPENVINO_WEIGHTS = {
     "bf16": ("--weight-format", "fp16"),
     "int8": ("--weight-format", "int8"),
-    "int4": ("--weight-format", "int4", "--sym", "--group-size", "128", "--ratio", "1.0"),
+    "int4": ("--weight-format", "int4", "--sym", "--ratio", "1.0"),
 }
 
 
@@ -134,13 +134,16 @@ def _convert_default(folder: Path) -> None:
 
 
 def make_openvino(workload: Workload, precision: str, root: Path) -> Path:
-    """OpenVINO's own format, through optimum-intel: int4 symmetric in groups of 128, embedding and head in int8."""
+    """OpenVINO's own format, through optimum-intel: int4 symmetric in groups of 128, or of 64 where those do not divide
+    a row; embedding and head in int8."""
     folder = root / workload.name / f"openvino-{precision}"
     if not (folder / "openvino_model.xml").exists():
+        group = 128 if facts_of(workload, root)["hidden_size"] % 128 == 0 else 64
+        grouped = ("--group-size", str(group)) if precision == "int4" else ()
         environment = root.parent / "openvino" / "bin"
         run([
             environment / "optimum-cli", "export", "openvino", "--model", str(make_folder(workload, root)),
-            "--task", "text-generation-with-past", *OPENVINO_WEIGHTS[precision], str(folder),
+            "--task", "text-generation-with-past", *OPENVINO_WEIGHTS[precision], *grouped, str(folder),
         ])  # fmt: skip
     return folder
 

@@ -42,6 +42,11 @@ class Process:
         """The figure that the driver answers with, mostly tokens per second. Raises Refused."""
         return float(self._ask({"do": kind, **asked}, limit)["value"])
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked again."""
+        return self._process.poll() is None
+
     def peak_memory(self) -> int:
         """Bytes that this process and its children have had in memory at most, each for itself."""
         return sum(_high_water(pid) for pid in _family(self._process.pid))
@@ -83,6 +88,7 @@ class Process:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))
             if not ready:
                 os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
                 raise Refused(f"no answer within {limit:.0f} s")
             piece = os.read(self._process.stdout.fileno(), 1 << 16)
             if not piece:

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.contest.cells import Cell, Group
 from benchmarks.contest.models import facts_of, kv_bytes
 from benchmarks.contest.peers import ROOT, Peer
-from benchmarks.contest.process import Process, Refused
+from benchmarks.contest.process import ASK_LIMIT, Process, Refused
 from benchmarks.contest.store import Score, Store
 
 NEW_TOKENS = 24  # decoded per round
@@ -24,8 +24,11 @@ class OutOfTime(Exception):
 class Contest:
     """Peers, rounds and threads of one run."""
 
-    def __init__(self, peers: list[Peer], store: Store, *, threads: int, rounds: int, budget: float) -> None:
+    def __init__(
+        self, peers: list[Peer], store: Store, *, threads: int, rounds: int, budget: float, patience: float = ASK_LIMIT
+    ) -> None:
         self.peers, self.store, self.threads, self.rounds = peers, store, threads, rounds
+        self.patience = patience  # seconds for one answer
         self._end = time.monotonic() + budget
 
     def run(self, group: Group) -> None:
@@ -53,13 +56,16 @@ class Contest:
             scores |= {name: Score(facts=facts) for name, (_, facts) in running.items()}
             for number in range(self.rounds + 1):  # the first one warms up
                 self._check_time()
-                for name, (process, _) in running.items():
+                for name, (process, _) in list(running.items()):
                     if scores[name].reason:
                         continue
                     try:
-                        rate = _ask(process, cell)
+                        rate = _ask(process, cell, self.patience)
                     except Refused as refusal:
                         scores[name] = Score(reason=str(refusal))
+                        if not process.alive:
+                            refusals[name] = f"{refusal}, in {cell.key}"
+                            del running[name]
                         continue
                     if number:
                         scores[name].rounds.append(rate)
@@ -129,7 +135,7 @@ def model_of(peer: Peer, group: Group) -> Path:
     return peer.model(group.workload, group.precision, ROOT / "models")
 
 
-def _ask(process: Process, cell: Cell) -> float:
+def _ask(process: Process, cell: Cell, limit: float) -> float:
     if cell.kind == "prefill":
-        return process.ask("prefill", tokens=cell.size)
-    return process.ask("decode", batch=cell.batch, context=cell.size, tokens=NEW_TOKENS)
+        return process.ask("prefill", limit, tokens=cell.size)
+    return process.ask("decode", limit, batch=cell.batch, context=cell.size, tokens=NEW_TOKENS)

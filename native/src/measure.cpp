@@ -73,7 +73,7 @@ const ReadKernels& read_kernels() {
 
 const PeakKernels peak_portable = {{2 * kSums, 2 * kSums, 2 * kSums, 2 * kSums},
                                    {burn_floats, burn_floats, burn_bytes, burn_bytes}};
-const ReadKernels read_portable = {{read_streams<1>, read_streams<2>, read_streams<4>}};
+const ReadKernels read_portable = {{read_streams<1>, read_streams<2>, read_streams<4>, read_streams<8>}};
 
 }  // namespace ga
 

@@ -9,9 +9,9 @@ struct PeakKernels {
     void (*burn[4])(int64_t rounds);    // null: this kind's products use the level below
 };
 
-constexpr int kReaders = 3;
+constexpr int kReaders = 4;
 
-// Ways to read memory with the level's loads, from 1, 2 and 4 places at once (read_streams.h); the best one counts.
+// Ways to read memory with the level's loads, from 1, 2, 4 and 8 places at once (read_streams.h); the best one counts.
 struct ReadKernels {
     uint64_t (*read[kReaders])(const char* memory, int64_t bytes);
 };

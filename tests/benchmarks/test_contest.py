@@ -78,7 +78,12 @@ class Scripted:
             raise Refused("ended by SIGSEGV")
         return {"seconds": 1.0, "version": self.name, "weight_bytes": 1e9, "kv_bytes": 0}
 
-    def ask(self, kind: str, **asked: int) -> float:
+    alive = True
+
+    def ask(self, kind: str, limit: float = 0, **asked: int) -> float:
+        if self.name == "frail":
+            self.alive = False
+            raise Refused("no answer within 5 s")
         self.log.append((self.name, kind))
         return 10.0 * len(self.log)
 
@@ -108,6 +113,14 @@ def test_contenders_take_turns_and_a_broken_one_is_a_reason(contest: Contest) ->
     scores = contest.store.cells["W1/int4/prefill/128"]
     assert scores["gallium"].rounds == [30.0, 50.0]  # the first turn warmed up
     assert scores["broken"].reason == "ended by SIGSEGV"
+
+
+def test_one_that_dies_leaves_the_contest_with_its_reason(contest: Contest) -> None:
+    contest.peers.append(scripted("frail"))
+    (group,) = groups(choose(["W1/int4/prefill/128", "W1/int4/prefill/512"]))
+    contest.run(group)
+    reasons = [scores["frail"].reason for scores in contest.store.cells.values()]
+    assert reasons == ["no answer within 5 s", "no answer within 5 s, in W1/int4/prefill/128"]
 
 
 def test_finished_cells_are_not_measured_again(contest: Contest) -> None:

@@ -21,6 +21,7 @@ class Vllm(Stepped):
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, -(-room // 2**30)))
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{plan.threads - 1}"
         os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+        os.environ["OMP_NUM_THREADS"] = str(plan.threads)  # vLLM would take one
         import vllm
 
         self.new = vllm.SamplingParams

@@ -45,6 +45,6 @@ void burn_int4(int64_t rounds) {
 const PeakKernels peak_avx2 = {{kSums * 16, kSums * 16, kSums * 64, kSums * 64},
                                {burn_float32, burn_float32, burn_int8, burn_int4}};
 
-const ReadKernels read_avx2 = {{read_streams<1>, read_streams<2>, read_streams<4>}};
+const ReadKernels read_avx2 = {{read_streams<1>, read_streams<2>, read_streams<4>, read_streams<8>}};
 
 }  // namespace ga

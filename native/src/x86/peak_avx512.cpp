@@ -35,6 +35,6 @@ void burn_int8(int64_t rounds) {
 const PeakKernels peak_avx512 = {{kSums * 32, kSums * 64, kSums * 128, kSums * 128},
                                  {burn_float32, burn_bfloat16, burn_int8, burn_int8}};
 
-const ReadKernels read_avx512 = {{read_streams<1>, read_streams<2>, read_streams<4>}};
+const ReadKernels read_avx512 = {{read_streams<1>, read_streams<2>, read_streams<4>, read_streams<8>}};
 
 }  // namespace ga
