@@ -47,7 +47,7 @@ class Contest:
                 from benchmarks.contest.served import measure_served
 
                 self._check_time()
-                self._keep(cell, measure_served(self.peers, group, cell, self.threads))
+                self._keep(cell, measure_served(self.peers, group, cell, self.threads, self.rounds))
 
     def _timed(self, group: Group, cells: list[Cell], stack: ExitStack) -> None:
         running, refusals = self._load(group, self.peers, stack)

@@ -25,7 +25,6 @@ from benchmarks.contest.store import Score
 PROMPT_WORDS, NEW_TOKENS, REQUESTS = 60, 48, 2  # a prompt of about 128 tokens; requests per stream, one after the other
 START_LIMIT, REQUEST_LIMIT = 600.0, 300.0  # seconds
 CONTEXT = 1024
-ROUNDS = 2
 
 
 @dataclass
@@ -82,22 +81,22 @@ def command(peer: Peer, model: Path, port: int, precision: str, threads: int, st
     raise Refused("has no HTTP server of its own in this package")
 
 
-def measure_served(peers: list[Peer], group: Group, cell: Cell, threads: int) -> dict[str, Score]:
+def measure_served(peers: list[Peer], group: Group, cell: Cell, threads: int, rounds: int) -> dict[str, Score]:
     """Tokens per second of all streams together; facts have the percentiles in seconds."""
     from benchmarks.contest.rounds import model_of
 
     scores = {peer.name: Score() for peer in peers}
     answers: dict[str, list[Answer]] = {peer.name: [] for peer in peers}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for peer in peers:
             score = scores[peer.name]
             if score.reason:
                 continue
             try:
                 with _running(peer, model_of(peer, group), group.precision, threads, cell.size) as port:
-                    _load(port, 1, 1)
+                    load(port, 1, 1)
                     start = time.perf_counter()
-                    found = _load(port, cell.size, REQUESTS)
+                    found = load(port, cell.size, REQUESTS)
                     score.rounds.append(sum(a.tokens for a in found) / (time.perf_counter() - start))
                     answers[peer.name] += found
             except Refused as refusal:
@@ -143,14 +142,15 @@ def _answers(port: int) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/v1/models")
-        return connection.getresponse().status == 200
+        with connection.getresponse() as reply:
+            return reply.status == 200
     except OSError:
         return False
     finally:
         connection.close()
 
 
-def _load(port: int, streams: int, requests: int) -> list[Answer]:
+def load(port: int, streams: int, requests: int) -> list[Answer]:
     """So many clients at once, each with its requests one after the other."""
     found: list[Answer] = []
     failures: list[Exception] = []
@@ -183,14 +183,14 @@ def _ask(port: int, prompt: str) -> Answer:
     answer = Answer(time.perf_counter())
     try:
         connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-        reply = connection.getresponse()
-        if reply.status != 200:
-            raise OSError(f"status {reply.status}: {reply.read(200)!r}")
-        for event in parse_events(iter(reply.readline, b"")):
-            if event.get("choices") and event["choices"][0].get("text"):
-                answer.arrivals.append(time.perf_counter())
-            if event.get("usage"):
-                answer.tokens = event["usage"]["completion_tokens"]
+        with connection.getresponse() as reply:
+            if reply.status != 200:
+                raise OSError(f"status {reply.status}: {reply.read(200)!r}")
+            for event in parse_events(iter(reply.readline, b"")):
+                if event.get("choices") and event["choices"][0].get("text"):
+                    answer.arrivals.append(time.perf_counter())
+                if event.get("usage"):
+                    answer.tokens = event["usage"]["completion_tokens"]
     finally:
         connection.close()
     if not answer.arrivals:
