@@ -93,6 +93,7 @@ bench: $(TEST_VENV)/.installed ## measure Gallium alone beside this machine's li
 bench-peers: $(TEST_VENV)/.installed ## the same beside llama.cpp, OpenVINO, vLLM and transformers (hours; goes on where it was)
 	@$(TEST)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[bench]"
 	$(TEST)/python -m benchmarks.contest --prepare --peers all --cells "$(or $(CELLS),all)" $(BENCH_ARGS)
+	$(TEST)/python -m benchmarks.contest.quality
 
 clean: ## remove environments and build output
 	rm -rf $(CHAT_VENV) $(TEST_VENV) build dist

@@ -37,7 +37,7 @@ def verdicts(store: Store, limits: dict[str, Any]) -> list[Verdict]:
     """Every goal of which a cell was measured."""
     return [
         *_bandwidth(store, limits), *_against(store), *_peaks(store, limits), *_context(store), *_served(store),
-        *_start(store), *_memory(store),
+        *_start(store), *_memory(store), *_quality(store),
     ]  # fmt: skip
 
 
@@ -141,3 +141,13 @@ def _memory(store: Store) -> Iterator[Verdict]:
         peak = score.facts["peak_bytes"]
         allowed = 1.1 * (score.facts["weight_bytes"] + score.facts["kv_bytes"]) + 150 * MB
         yield Verdict(f"W1 {precision} peak memory", f"{allowed / MB:.0f} MB", f"{peak / MB:.0f} MB", allowed / peak)
+
+
+def _quality(store: Store) -> Iterator[Verdict]:
+    for precision in ("int8", "int4"):
+        ours, theirs = (store.quality.get(f"{name} {precision}") for name in ("gallium", "llama.cpp"))
+        if ours is None or theirs is None:
+            continue
+        what = f"{ours['kl_mean']:.5f} against {theirs['kl_mean']:.5f}"
+        ratio = theirs["kl_mean"] / ours["kl_mean"]
+        yield Verdict(f"KL of {precision} on text", f"no worse than llama.cpp's {theirs['called']}", what, ratio)

@@ -90,14 +90,15 @@ def make_gguf(workload: Workload, precision: str, root: Path) -> Path:
 
 
 def make_packed(workload: Workload, precision: str, root: Path) -> Path:
-    """What `gallium convert` writes, made anew for each commit: of the common folder, or of the GGUF file where there
-    is only int4, so that no bfloat16 of 9 billion weights lies on the disk."""
+    """What `gallium convert` writes of the common folder, made anew for each commit. Where there is only int4, the GGUF
+    file that llama.cpp reads too: bfloat16 of 9 billion weights would fill the disk."""
+    if "bf16" not in workload.precisions:
+        return make_gguf(workload, precision, root)
     folder, mark = root / workload.name / f"gallium-{precision}", root / workload.name / f"gallium-{precision}.commit"
     commit = str(machine()["commit"])
     if not folder.exists() or not mark.exists() or mark.read_text(encoding="utf-8") != commit:
-        whole = "bf16" in workload.precisions
-        source = make_folder(workload, root) if whole else make_gguf(workload, precision, root)
         shutil.rmtree(folder, ignore_errors=True)
+        source = make_folder(workload, root)
         run([GALLIUM, "convert", str(source), str(folder), "--precision", PRECISIONS[precision]])
         mark.write_text(commit, encoding="utf-8")
     return folder

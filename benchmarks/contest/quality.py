@@ -19,6 +19,8 @@ from benchmarks.contest.gguf_file import write_gguf
 from benchmarks.contest.models import PRECISIONS, kv_bytes, make_folder, run, write_safetensors
 from benchmarks.contest.peers import PEERS, ROOT
 from benchmarks.contest.process import Process
+from benchmarks.contest.report import quality_table
+from benchmarks.contest.store import Store
 from benchmarks.machine import cores
 from numpy.typing import NDArray
 
@@ -148,23 +150,27 @@ def logits(name: str, precision: str, ids: list[int], root: Path) -> NDArray[np.
 
 
 def main() -> None:
-    """Print a table."""
+    """Measure, keep in the store, print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contest.quality", description=__doc__)
     parser.add_argument("--tokens", type=int, default=768)
+    parser.add_argument("--store", type=Path, default=ROOT / "contest.json", help="where results are kept")
     how = parser.parse_args()
+    store = Store(how.store)
     root = ROOT / "models"
     make_models(root)
     text = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS)
     ids = Tokenizer.from_folder(root / "quality" / "hf").encode(text)[: how.tokens]
-    print(f"KL against the contender's own bf16, nats per token, over {len(ids)} tokens of English text:\n")
-    print("| | mean | 95th percentile | same first choice |\n|---|---|---|---|")
     for name in CONTENDERS:
         exact = logits(name, "bf16", ids, root)
         for precision in ("int8", "int4"):
             got = logits(name, precision, ids, root)
             kl, same = divergence(exact, got), float((exact.argmax(-1) == got.argmax(-1)).mean())
-            what = PEERS[name].precisions[precision]
-            print(f"| {name} {what} | {kl.mean():.5f} | {np.percentile(kl, 95):.5f} | {same:.1%} |", flush=True)
+            store.quality[f"{name} {precision}"] = {
+                "kl_mean": float(kl.mean()), "kl_p95": float(np.percentile(kl, 95)), "same": same, "tokens": len(ids),
+                "called": PEERS[name].precisions[precision],
+            }  # fmt: skip
+    store.save()
+    print("\n".join(quality_table(store)))
 
 
 if __name__ == "__main__":

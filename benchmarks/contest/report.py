@@ -23,7 +23,18 @@ def entry(store: Store, command: str) -> str:
     if limits:
         peaks = ", ".join(f"{peak / 1e9:,.0f} GOP/s in {name}" for name, peak in limits["peak"].items())
         lines += [f"Measured limits, best of {len(store.limits)}: read {limits['read'] / 1e9:.1f} GB/s; peak {peaks}."]
-    lines += ["", *_cells(store), "", *_starts(store), "", *_goals(store), "", *_refusals(store)]
+    lines += [
+        "",
+        *_cells(store),
+        "",
+        *_starts(store),
+        "",
+        *quality_table(store),
+        "",
+        *_goals(store),
+        "",
+        *_refusals(store),
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -89,6 +100,22 @@ def _goals(store: Store) -> list[str]:
         ratio = "–" if one.ratio is None else f"{one.ratio:.2f}"
         lines.append(f"| {one.what} | {one.goal} | {one.reached} | {ratio} | {'met' if one.met else 'missed'} |")
     return lines if found else []
+
+
+def quality_table(store: Store) -> list[str]:
+    """What quantisation costs on text."""
+    if not store.quality:
+        return []
+    tokens = next(iter(store.quality.values()))["tokens"]
+    lines = [
+        f"KL against the contender's own bf16 over {tokens} tokens of English text, the default model with weights",
+        "that lie on no format's grid (`python -m benchmarks.contest.quality`):",
+        "", "| | mean, nats | 95th percentile | same first choice |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for name, found in store.quality.items():
+        label = f"{name.partition(' ')[0]} {found['called']}"
+        lines.append(f"| {label} | {found['kl_mean']:.5f} | {found['kl_p95']:.5f} | {found['same']:.1%} |")
+    return lines
 
 
 def _refusals(store: Store) -> list[str]:

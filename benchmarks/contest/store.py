@@ -40,6 +40,7 @@ class Store:
         }
         self.limits: list[dict[str, Any]] = data.get("limits", [])
         self.machine: dict[str, Any] = data.get("machine", {})
+        self.quality: dict[str, dict[str, Any]] = data.get("quality", {})  # "gallium int4" -> kl_mean, kl_p95, same
 
     def missing(self, key: str, contenders: list[str]) -> bool:
         """Whether a cell has to be measured: all contenders anew, so that they meet the same machine."""
@@ -55,7 +56,7 @@ class Store:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         data = {
-            "machine": self.machine, "limits": self.limits,
+            "machine": self.machine, "limits": self.limits, "quality": self.quality,
             "cells": {key: {name: asdict(s) for name, s in scores.items()} for key, scores in self.cells.items()},
         }  # fmt: skip
         part.write_text(json.dumps(data, indent=1), encoding="utf-8")

@@ -172,6 +172,10 @@ def test_the_report_has_ratios_goals_and_reasons(tmp_path: Path) -> None:
     one = Cell("W1", "int4", "decode", 1, 128).key
     store.put(one, {"gallium": Score([24.0], facts=facts), "llama.cpp": Score([12.0]), "vllm": Score(reason="no int4")})
     store.put(Cell("W1", "int4", "start").key, {"gallium": Score([1.0], facts=facts), "llama.cpp": Score([2.0])})
+    store.quality = {
+        f"{name} int4": {"kl_mean": kl, "kl_p95": 1.0, "same": 0.9, "tokens": 7, "called": "Q4"}
+        for name, kl in (("gallium", 0.1), ("llama.cpp", 0.2))
+    }
     text = entry(store, "a command")
     assert f"| {one} | 24.0 | 12.0 | 2.00 |" in text
     assert "vllm: no int4 (1 cells" in text
@@ -179,6 +183,7 @@ def test_the_report_has_ratios_goals_and_reasons(tmp_path: Path) -> None:
     found = {v.what: v for v in verdicts(store, LIMITS)}
     assert found["W1 int4 decode 1@128"].ratio == pytest.approx(24 * 773e6 / 20e9 / 0.85, rel=0.2)
     assert found["W1 int4 decode 1@128"].met
+    assert found["KL of int4 on text"].ratio == pytest.approx(2)
     assert not found["W1 int4 start to first token"].met
     assert found["W1 int4 peak memory"].met
 

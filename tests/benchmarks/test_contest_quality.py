@@ -1,0 +1,49 @@
+"""Stretched weights compute the same function; divergence is the one of its definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmarks.contest.quality import divergence, stretched
+
+from gallium.cli.random_model import RandomCheckpoint
+from gallium.models.config import read_spec
+
+CONFIG: dict[str, Any] = {
+    "model_type": "glm", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 40, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
+    "attention_bias": False, "tie_word_embeddings": True, "hidden_act": "silu", "eos_token_id": 0,
+}  # fmt: skip
+
+
+def test_divergence_is_kl_per_row() -> None:
+    p, q = np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([[0.25, 0.75], [0.9, 0.1]])
+    wanted = (p * np.log(p / q)).sum(-1)
+    np.testing.assert_allclose(divergence(np.log(p) + 3, np.log(q) - 5), wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_stretched_weights_are_the_same_function() -> None:
+    source = RandomCheckpoint(read_spec(CONFIG))
+    before = {name: source.weight(name).float32() for name in source.names()}
+    after = stretched(before, CONFIG)
+    x = np.random.default_rng(1).standard_normal(32).astype(np.float32)
+    layer, at, mlp = "model.layers.0.", "model.layers.0.self_attn.", "model.layers.0.mlp."
+    for part in "qk":
+        name = at + f"{part}_proj.weight"
+        wanted, got = (w[name] @ (x * w[layer + "input_layernorm.weight"]) for w in (before, after))
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+        assert not np.allclose(after[name], before[name])
+
+    def mixed(w: dict[str, Any]) -> Any:  # every query head sees the values of its group
+        v = w[at + "v_proj.weight"] @ (x * w[layer + "input_layernorm.weight"])
+        return w[at + "o_proj.weight"] @ np.repeat(v.reshape(2, 8), 2, axis=0).reshape(-1)
+
+    def dense(w: dict[str, Any]) -> Any:
+        gate, up = np.split(w[mlp + "gate_up_proj.weight"] @ (x * w[layer + "post_attention_layernorm.weight"]), 2)
+        return w[mlp + "down_proj.weight"] @ (gate / (1 + np.exp(-gate)) * up)
+
+    assert mixed(after) == pytest.approx(mixed(before), rel=1e-3, abs=1e-5)
+    assert dense(after) == pytest.approx(dense(before), rel=1e-3, abs=1e-5)
