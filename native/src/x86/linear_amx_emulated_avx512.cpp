@@ -1,7 +1,7 @@
 // AMX's tile instructions in software, so that the AMX products are tested on machines without AMX. Never chosen by
 // itself: it is slow, and its bfloat16 sums may differ from the hardware's in the last bits.
 #include "half.h"
-#include "x86/linear_tiles.h"
+#include "x86/linear_bfloat16_tiles.h"
 
 namespace ga {
 namespace {

@@ -1,4 +1,5 @@
-// Products over tile registers, written once over a class T of tiles (the hardware's, or their emulation in tests).
+// What products on tile registers share, written once over a class T of tiles (the hardware's, or their emulation in
+// tests): blocks of 32 rows and 2 panels, and four tiles of sums; and products in integers.
 #pragma once
 #include "x86/linear_avx512.h"
 #include "x86/simd_avx512.h"
@@ -56,6 +57,16 @@ inline void multiply_block(const TileBlock& t, const char* x, int64_t x_bytes, c
 
 // The four tiles of sums as [32 rows][2 panels][16].
 template <class T>
+inline void load_sums(const TileBlock& t, const void* from) {
+    const char* at = static_cast<const char*>(from);
+    T::template load<0>(at, 128);
+    if (t.panels == 2) T::template load<1>(at + 64, 128);
+    if (t.rows[1] == 0) return;
+    T::template load<2>(at + kTileRows * 128, 128);
+    if (t.panels == 2) T::template load<3>(at + kTileRows * 128 + 64, 128);
+}
+
+template <class T>
 inline void store_sums(const TileBlock& t, void* out) {
     char* to = static_cast<char*>(out);
     T::template store<0>(to, 128);
@@ -64,13 +75,6 @@ inline void store_sums(const TileBlock& t, void* out) {
     T::template store<2>(to + kTileRows * 128, 128);
     if (t.panels == 2) T::template store<3>(to + kTileRows * 128 + 64, 128);
 }
-
-struct DotBfloat16 {
-    template <class T, int C, int A, int B>
-    static void run() {
-        T::template dot_bfloat16<C, A, B>();
-    }
-};
 
 struct DotInt8 {
     template <class T, int C, int A, int B>
@@ -89,20 +93,6 @@ inline void write_block(const ga_matrix& w, const Block& b, const TileBlock& t, 
             _mm512_mask_storeu_ps(b.y + (t.row + r) * b.y_stride + panel * kPanelRows, columns,
                                   _mm512_add_ps(_mm512_load_ps(sums + r * 32 + p * 16), bias));
     }
-}
-
-template <class T>
-inline void block_bfloat16(const ga_matrix& w, const Activations& a, const Block& b, const TileBlock& t) {
-    alignas(64) float sums[32 * 32];
-    zero_sums<T>();
-    const char* x = reinterpret_cast<const char*>(a.bfloat16 + t.row * a.padded);
-    for (int64_t k = 0; k < a.padded; k += 32) {
-        const char* units[2] = {panel_at(w, t.panel) + k / 2 * kUnit,
-                                panel_at(w, t.panel + t.panels - 1) + k / 2 * kUnit};
-        multiply_block<T, DotBfloat16>(t, x + k * 2, a.padded * 2, units);
-    }
-    store_sums<T>(t, sums);
-    write_block(w, b, t, sums);
 }
 
 template <class T>
@@ -143,10 +133,12 @@ void sums_int8_tiles(const ga_matrix& w, const Activations& a, const SumBlock& s
     t.panels = static_cast<int>(s.panels);
     t.rows[0] = static_cast<int>(rows < kTileRows ? rows : kTileRows);
     t.rows[1] = static_cast<int>(rows - t.rows[0]);
-    T::configure(shapes_for(t, kGroup));
+    // Two groups of an int8 panel lie side by side: a whole tile, if this group of columns begins and ends with a pair.
+    const int64_t step = s.col_begin % (2 * kGroup) || s.col_end % (2 * kGroup) ? kGroup : 2 * kGroup;
+    T::configure(shapes_for(t, static_cast<int>(step)));
     zero_sums<T>();
     const char* panels[2] = {panel_at(w, t.panel), panel_at(w, t.panel + t.panels - 1)};
-    for (int64_t k = s.col_begin; k < s.col_end; k += kGroup) {
+    for (int64_t k = s.col_begin; k < s.col_end; k += step) {
         const char* units[2] = {int8_units(panels[0], k / kGroup), int8_units(panels[1], k / kGroup)};
         multiply_block<T, DotInt8>(t, reinterpret_cast<const char*>(a.quants) + t.row * a.padded + k, a.padded, units);
     }
@@ -184,22 +176,8 @@ inline void for_tile_blocks(const Block& b, int x_bytes, Body&& body) {
 }
 
 template <class T>
-void product_bfloat16_tiles(const ga_matrix& w, const Activations& a, const Block& b) {
-    for_tile_blocks<T>(b, 64, [&](const TileBlock& t) { block_bfloat16<T>(w, a, b, t); });
-}
-
-template <class T>
 void product_int8_tiles(const ga_matrix& w, const Activations& a, const Block& b) {
     for_tile_blocks<T>(b, kGroup, [&](const TileBlock& t) { block_int8<T>(w, a, b, t); });
-}
-
-template <class T>
-constexpr LinearKernels tile_table() {
-    return {T::kName,
-            {product_float32_avx512, product_bfloat16_tiles<T>, product_int8_tiles<T>, product_int4_avx512},
-            to_bfloat16_avx512,
-            quantise_avx512,
-            {sums_int8_tiles<T>, sums_int4_avx512}};
 }
 
 }  // namespace ga
