@@ -44,9 +44,12 @@ void read_row(const ga_matrix& w, int64_t row, float* y) {
 }  // namespace
 }  // namespace ga
 
-void ga_embed(const ga_embed_args* args) {
+int32_t ga_embed(const ga_embed_args* args) {
     const ga_embed_args a = *args;
+    for (int64_t t = 0; t < a.tokens; ++t)
+        if (a.ids[t] < 0 || a.ids[t] >= a.matrix.rows) return 1;
     ga::for_rows(a.tokens, a.matrix.cols * 4, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) ga::read_row(a.matrix, a.ids[t], a.y + t * a.matrix.cols);
     });
+    return 0;
 }

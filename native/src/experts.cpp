@@ -114,6 +114,8 @@ private:
 }  // namespace ga
 
 int32_t ga_experts(const ga_experts_args* args) {
+    for (int64_t i = 0; i < args->tokens * args->top_k; ++i)
+        if (args->ids[i] < 0 || args->ids[i] >= args->experts) return 2;
     try {
         return ga::Mixture(*args).run() ? 0 : 1;
     } catch (const std::bad_alloc&) {

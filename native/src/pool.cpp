@@ -2,6 +2,7 @@
 #include "pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <atomic>
 #include <chrono>
@@ -29,13 +30,37 @@ void relax() {
 #endif
 }
 
+std::atomic<int> stay_awake{0};
+std::vector<int32_t> pinned_to;  // the CPU of each worker; those past the end go where the system puts them
+
+#if defined(__linux__)
+bool may_use(int32_t cpu) {
+    cpu_set_t allowed;
+    return cpu >= 0 && cpu < CPU_SETSIZE && sched_getaffinity(0, sizeof allowed, &allowed) == 0 &&
+           CPU_ISSET(cpu, &allowed);
+}
+
+void pin(std::thread& thread, int32_t cpu) {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    pthread_setaffinity_np(thread.native_handle(), sizeof one, &one);
+}
+#else
+bool may_use(int32_t) { return false; }
+void pin(std::thread&, int32_t) {}
+#endif
+
 // A job's tasks are claimed from one counter that also holds the job's number. A helper that wakes up late, or that the
 // system does not let run, finds another number and takes nothing: the caller waits for claimed tasks only, not for
 // helpers.
 class Pool {
 public:
     explicit Pool(int count) : count_(count) {
-        for (int worker = 1; worker < count; ++worker) helpers_.emplace_back([this, worker] { serve(worker); });
+        for (int worker = 1; worker < count; ++worker) {
+            helpers_.emplace_back([this, worker] { serve(worker); });
+            if (worker < static_cast<int>(pinned_to.size())) pin(helpers_.back(), pinned_to[worker]);
+        }
     }
 
     ~Pool() {
@@ -98,12 +123,16 @@ private:
 
     // Waits for a job other than `seen`: first spinning, then asleep.
     uint32_t await(uint32_t seen) {
-        const auto end = std::chrono::steady_clock::now() + kSpin;
-        while (std::chrono::steady_clock::now() < end) {
+        auto end = std::chrono::steady_clock::now() + kSpin;
+        for (auto now = end - kSpin; now < end; now = std::chrono::steady_clock::now()) {
             for (int i = 0; i < 32; ++i) {
-                const uint32_t now = number_.load(std::memory_order_acquire);
-                if (now != seen) return now;
+                const uint32_t found = number_.load(std::memory_order_acquire);
+                if (found != seen) return found;
                 relax();
+            }
+            if (stay_awake.load(std::memory_order_relaxed) > 0) {
+                std::this_thread::yield();  // nobody is kept off this core by a thread that only waits
+                end = now + kSpin;
             }
         }
         std::unique_lock<std::mutex> lock(mutex_);
@@ -148,6 +177,7 @@ int wanted = 1;
 // A forked child has none of its parent's threads: it forgets the pool and makes a new one when it needs it.
 void forget_after_fork() {
     pool.store(nullptr);
+    stay_awake.store(0);
     new (&pool_mutex) std::mutex;
 }
 
@@ -163,6 +193,10 @@ Pool& current() {
 }
 
 }  // namespace
+
+StayAwake::StayAwake() { stay_awake.fetch_add(1); }
+
+StayAwake::~StayAwake() { stay_awake.fetch_sub(1); }
 
 int threads() { return current().count(); }
 
@@ -187,6 +221,15 @@ int32_t ga_set_threads(int32_t count) {
     if (old && old->count() == count) return 0;
     ga::pool.store(nullptr);
     delete old;
+    return 0;
+}
+
+int32_t ga_pin_threads(const int32_t* cpus, int32_t count) {
+    std::lock_guard<std::mutex> lock(ga::pool_mutex);
+    for (int32_t i = 0; i < count; ++i)
+        if (!ga::may_use(cpus[i])) return -1;
+    ga::pinned_to.assign(cpus, cpus + count);
+    delete ga::pool.exchange(nullptr);
     return 0;
 }
 

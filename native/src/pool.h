@@ -11,6 +11,15 @@ constexpr int kMaxThreads = 256;
 // Threads that take part in parallel(), the caller included; worker numbers lie in [0, threads()).
 int threads();
 
+// While one lives, the threads wait for the next job without going to sleep: for calls that follow each other closely.
+class StayAwake {
+public:
+    StayAwake();
+    ~StayAwake();
+    StayAwake(const StayAwake&) = delete;
+    StayAwake& operator=(const StayAwake&) = delete;
+};
+
 namespace detail {
 using Body = void (*)(void* context, int64_t task, int worker);
 void run(int64_t tasks, Body body, void* context);

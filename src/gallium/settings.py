@@ -16,6 +16,7 @@ KNOWN_VARIABLES = {
     "GALLIUM_CPU_LEVEL": "instruction-set level of the CPU kernels: generic, avx2, avx512 or amx (default: the best)",
     "GALLIUM_CPU_LIBRARY": "the native library to load instead of the installed one, for tests of another build of it",
     "GALLIUM_THREADS": "threads of the CPU kernels (default: the cores this process may use)",
+    "GALLIUM_PIN": "whether threads of the CPU kernels keep to one core each: on, off or auto (on several NUMA nodes)",
     "GALLIUM_TORCH_DEVICE": "device of the torch backend, in PyTorch's words: cpu, xpu … (default: its accelerator)",
     "GALLIUM_API_KEY": "what --api-key of `gallium serve` says, without showing it in the list of processes",
     "GALLIUM_DEBUG": "1 prints tracebacks, as --debug does",

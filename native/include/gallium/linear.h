@@ -79,19 +79,19 @@ GA_EXPORT int32_t ga_gated_mlp(const ga_mlp_args* args); /* 0, or 1: out of memo
 
 /* y[t] = row ids[t] of the matrix, not one of static `integers`; y is [tokens][cols]. */
 typedef struct {
-    const int32_t* ids; /* in [0, rows) */
+    const int32_t* ids;
     float* y;
     int64_t tokens;
     ga_matrix matrix;
 } ga_embed_args;
-GA_EXPORT void ga_embed(const ga_embed_args* args);
+GA_EXPORT int32_t ga_embed(const ga_embed_args* args); /* 0, or 1: an id is not in [0, rows) */
 
 /* y[t] = sum over i of weights[t][i] * down[e](swiglu(gate_up[e](x[t]))) with e = ids[t][i], in the order of i; and, if
  * there is a shared expert, plus shared_down(swiglu(shared_gate_up(x[t]))). */
 typedef struct {
     const float* x;
     const float* weights;      /* [tokens][top_k] */
-    const int32_t* ids;        /* [tokens][top_k], in [0, experts) */
+    const int32_t* ids;        /* [tokens][top_k] */
     float* y;                  /* [tokens][hidden] */
     const ga_matrix* gate_up;  /* [experts], rows 2 * width */
     const ga_matrix* down;     /* [experts], cols width */
@@ -99,7 +99,7 @@ typedef struct {
     const ga_matrix* shared_down;
     int64_t tokens, top_k, experts, x_stride;
 } ga_experts_args;
-GA_EXPORT int32_t ga_experts(const ga_experts_args* args); /* 0, or 1: out of memory */
+GA_EXPORT int32_t ga_experts(const ga_experts_args* args); /* 0; 1: out of memory; 2: an id is not in [0, experts) */
 
 #ifdef __cplusplus
 }

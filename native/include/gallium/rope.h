@@ -7,6 +7,17 @@
 extern "C" {
 #endif
 
+/* table[t] = the rotation of position positions[t], [2][dim]: for each element the cosine of positions[t] times its
+ * frequency, and the sine with the sign that its partner gets; angles in float64, rounded once. Element pairs stand side
+ * by side if interleaved, else half of dim apart. */
+typedef struct {
+    const int32_t* positions;
+    const double* frequencies; /* [dim / 2] */
+    float* table;              /* [tokens][2][dim] */
+    int64_t tokens, dim, interleaved;
+} ga_rope_table_args;
+GA_EXPORT void ga_rope_table(const ga_rope_table_args* args);
+
 /* Rotates the first `dim` of each of `heads` vectors of `width` per token. `table` is [tokens][2][dim]: for each element
  * the cosine, and the sine with the sign that its partner gets. y is contiguous and may not overlap x. */
 typedef struct {

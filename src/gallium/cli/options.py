@@ -85,7 +85,7 @@ ENGINE_HELP = {
     "max_batch": "Sequences that are computed together, in each group of --dp.",
     "max_step_tokens": "Tokens per step; longer prompts are computed in chunks of this size.",
     "prefix_cache": "Compute a common beginning of prompts once.",
-    "graphs": "Capture decode steps as graphs, where the backend can.",
+    "graphs": "Capture decode steps, where the backend can, and run each as a whole.",
     "speculate": "Guess tokens and check several in one step; answers stay the same. ngram takes what followed the "
     "same text before. A MODEL (folder, .gguf file or hub name) that is smaller, or in fewer bits, and has the same "
     "tokenizer drafts where that finds nothing.",

@@ -86,6 +86,23 @@ def test_threads_come_from_the_environment() -> None:
     assert done.stdout.strip() == "3"
 
 
+def test_threads_are_pinned_where_the_environment_says_so() -> None:
+    code = (
+        "from pathlib import Path\nfrom gallium.backends.cpu import backend, library\nlibrary.set_threads(2)\n"
+        "library.load().ga_threads()\nfor t in Path('/proc/self/task').iterdir():\n"
+        "    print(t.joinpath('status').read_text().split('Cpus_allowed_list:')[1].split()[0])\n"
+        "print(dict(backend.describe())['threads'])"
+    )
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+    allowed = run(code, GALLIUM_PIN="off", OPENBLAS_NUM_THREADS="1").stdout.split()
+    assert str(cpus[1]) not in allowed and allowed[-1] == "2"
+    done = run(code, GALLIUM_PIN="on", OPENBLAS_NUM_THREADS="1").stdout
+    assert str(cpus[1]) in done.splitlines()[:-1] and f"pinned to CPUs {cpus[1]}" in done
+    assert "GALLIUM_PIN must be one of auto, on, off" in run(code, GALLIUM_PIN="maybe").stderr
+
+
 def test_a_missing_library_makes_the_backend_unavailable_with_a_reason() -> None:
     code = "from gallium.backends.cpu import backend, library\nlibrary.FILE_NAME = 'absent.so'\nprint(backend.probe())"
     done = run(code, GALLIUM_CPU_LIBRARY="")
@@ -114,7 +131,7 @@ def test_probe_and_support() -> None:
     rows = backend.support(ModelFacts("glm", 1, 64, 100, GQA), "int4")
     assert {row.status for row in rows} == {"verified"}
     assert next(row for row in rows if row.op == "gqa").reason.startswith("native kernel")
-    assert next(row for row in rows if row.op == "moe").reason == "composed of core ops"
+    assert next(row for row in rows if row.op == "mla").reason == "composed of core ops"
     many = MoeSpec(5000, 8, "sigmoid", True, 1.0)
     refused = [
         r for r in backend.support(ModelFacts("glm4_moe", 1, 64, 100, GQA, many), "int4") if r.status == "unsupported"

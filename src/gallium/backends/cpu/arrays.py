@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,17 @@ _ALIGNMENT = 64  # a cache line, and the widest vector
 _read = ctypes.c_size_t.from_address
 # NumPy's C structure of an array is public: the data pointer follows the object header.
 _DATA = object.__basicsize__
+
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+class Empty(Protocol):
+    """`np.empty`, or what takes its place while calls are recorded: where a kernel's result goes."""
+
+    def __call__(self, shape: int | tuple[int, ...], dtype: type[_Scalar], /) -> NDArray[_Scalar]:
+        """An array whose elements are not set."""
+        ...
 
 
 def _slow_address(array: NDArray[Any]) -> int:
@@ -47,7 +58,7 @@ def rows(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
     expected = x.itemsize
     for size, stride in zip(x.shape[:0:-1], x.strides[:0:-1], strict=True):
         if size != 1 and stride != expected:
-            copy = np.ascontiguousarray(x)
+            copy = x.copy()
             return copy, copy.size // (copy.shape[0] or 1)
         expected *= size
     return x, x.strides[0] // x.itemsize
@@ -55,7 +66,7 @@ def rows(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
 
 def contiguous(x: NDArray[Any]) -> NDArray[Any]:
     """`x`, copied only if it is not contiguous."""
-    return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+    return x if x.flags.c_contiguous else x.copy()
 
 
 def aligned_zeros(count: int, dtype: Any) -> NDArray[Any]:

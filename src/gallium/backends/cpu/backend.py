@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 from gallium.backends.cpu import library
+from gallium.backends.cpu.cores import find_cores
 from gallium.backends.cpu.kernels_rows import MAX_EXPERTS
 from gallium.backends.cpu.matrices import KINDS
 from gallium.backends.cpu.ops import CpuOps
@@ -85,7 +85,6 @@ class CpuBackend:
 
     def describe(self) -> Sequence[Fact]:
         """Chip, cores, threads and level."""
-        cores = library.usable_cores()
         level = library.level()
         reason = LEVEL_REASONS[level]
         if library.is_emulated(level) and "EMULATED" not in reason:
@@ -93,8 +92,8 @@ class CpuBackend:
         levels = ", ".join(name for name in library.available_levels() if not library.is_emulated(name))
         return [
             Fact("chip", chip_name()),
-            Fact("cores", f"{cores} usable of {os.cpu_count()}"),
-            Fact("threads", str(library.threads())),
+            Fact("cores", find_cores().describe()),
+            Fact("threads", _threads()),
             Fact("instruction level", f"{level}: {reason} (available: {levels})"),
         ]
 
@@ -109,6 +108,12 @@ class CpuBackend:
             raise OutOfMemory(f"measuring needs {READ_BYTES >> 20} MiB of free memory.")
         peaks = {name: loaded.ga_measure_peak(ctypes.c_int64(kind), ROUNDS) for name, kind in KINDS.items()}
         return Limits(read, peaks)
+
+
+def _threads() -> str:
+    """How many, and where they run."""
+    count, cpus = library.threads(), library.pinned()
+    return f"{count}, pinned to CPUs {', '.join(map(str, cpus[1:count]))} and the caller" if cpus else str(count)
 
 
 def chip_name() -> str:

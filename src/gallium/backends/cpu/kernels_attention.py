@@ -7,7 +7,7 @@ from struct import Struct
 
 import numpy as np
 
-from gallium.backends.cpu.arrays import address, check_memory, contiguous, require, rows
+from gallium.backends.cpu.arrays import Empty, address, check_memory, contiguous, require, rows
 from gallium.backends.cpu.cache import CacheData, codes, scaled_queries
 from gallium.backends.cpu.kernels_rows import silent
 from gallium.backends.cpu.plan import CpuPlan
@@ -22,9 +22,10 @@ _INDEX = Struct("@3Q4q").pack  # ga_index_args up to its cache and batch
 class AttentionKernels:
     """The cache writers and attention of the loaded library."""
 
-    __slots__ = ("_attend", "_index_topk", "_qkv", "_write")
+    __slots__ = ("_attend", "_empty", "_index_topk", "_qkv", "_write")
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self._empty: Empty = np.empty
         self._write = silent(library.ga_kv_write)
         self._qkv = silent(library.ga_qkv_prepare)
         self._attend = library.ga_attend
@@ -79,7 +80,7 @@ class AttentionKernels:
         q, stride = rows(q)
         require(len(q) == plan.tokens, "attend: as many queries as tokens are needed.")
         plan.slots(cache.block_size, cache.num_blocks)  # checks the block table against this cache
-        out = np.empty((plan.tokens, spec.num_heads, spec.v_head_dim), np.float32)
+        out = self._empty((plan.tokens, spec.num_heads, spec.v_head_dim), np.float32)
         status = self._attend(
             _ATTEND(
                 address(q), 0, 0, address(out), spec.num_heads, spec.head_dim, 0, spec.v_head_dim, stride, 0, 0,
@@ -118,7 +119,7 @@ class AttentionKernels:
                 "attend_latent: a selected position lies after its token.",
             )
             chosen = address(selected)
-        out = np.empty((plan.tokens, spec.num_heads, spec.latent_dim), np.float32)
+        out = self._empty((plan.tokens, spec.num_heads, spec.latent_dim), np.float32)
         status = self._attend(
             _ATTEND(
                 address(q), address(q_rope), chosen, address(out), spec.num_heads, spec.latent_dim, spec.rope.dim,
@@ -138,7 +139,7 @@ class AttentionKernels:
         weights, w_stride = rows(weights)
         require(len(q) == len(weights) == plan.tokens, "index_topk: as many queries as tokens are needed.")
         plan.slots(cache.block_size, cache.num_blocks)
-        out = np.empty((plan.tokens, k), np.int32)
+        out = self._empty((plan.tokens, k), np.int32)
         status = self._index_topk(
             _INDEX(address(q), address(weights), address(out), q.shape[1], q_stride, w_stride, k)
             + data.index

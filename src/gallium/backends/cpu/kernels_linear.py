@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gallium.backends.cpu.arrays import address, check_memory, contiguous, require, rows
+from gallium.backends.cpu.arrays import Empty, address, check_memory, contiguous, require, rows
 from gallium.backends.cpu.integers import INTEGER_STORAGES, integer_scheme
-from gallium.backends.cpu.kernels_rows import silent
 from gallium.backends.cpu.matrices import KINDS, PRECISIONS, Packed
 from gallium.backends.cpu.stored import take_over
 from gallium.errors import BackendError
@@ -48,16 +47,17 @@ def precision_for(precision: Precision, role: Role) -> Precision:
 class LinearKernels:
     """The matrix kernels of the loaded library, packing for one model's precision."""
 
-    __slots__ = ("_embed", "_experts", "_library", "_linear", "_mlp", "_pack", "_precision", "packed_bytes")
+    __slots__ = ("_embed", "_empty", "_experts", "_library", "_linear", "_mlp", "_pack", "_precision", "packed_bytes")
 
     def __init__(self, library: ctypes.CDLL, precision: Precision) -> None:
         self._library = library
+        self._empty: Empty = np.empty
         library.ga_matrix_bytes.restype = ctypes.c_int64
         library.ga_matrix_bytes.argtypes = [ctypes.c_int64] * 3
         self._pack = library.ga_pack
         self._linear = library.ga_linear
         self._mlp = library.ga_gated_mlp
-        self._embed = silent(library.ga_embed)
+        self._embed = library.ga_embed
         self._experts = library.ga_experts
         self._precision = precision
         self.packed_bytes = 0
@@ -180,7 +180,7 @@ class LinearKernels:
         x, stride = rows(x)
         if x.ndim != 2 or x.shape[1] != packed.cols:
             raise BackendError(f"linear: an input of shape {x.shape} for a projection from {packed.cols}.")
-        y = np.empty((len(x), packed.rows), np.float32)
+        y = self._empty((len(x), packed.rows), np.float32)
         status = self._linear(
             _LINEAR(address(x), address(y), packed.struct_address, len(x), 1, stride, packed.rows, 0, 0)
         )
@@ -197,7 +197,7 @@ class LinearKernels:
             x.shape[1] == first.cols and first.rows == 2 * second.cols,
             f"gated_mlp: an input of shape {x.shape} for {first.cols} -> {first.rows} and {second.cols}.",
         )
-        y = np.empty((len(x), second.rows), np.float32)
+        y = self._empty((len(x), second.rows), np.float32)
         status = self._mlp(_MLP(address(x), address(y)) + first.struct() + second.struct() + _MLP_SIZES(len(x), stride))
         check_memory(status, "gated_mlp")
         return y
@@ -210,7 +210,7 @@ class LinearKernels:
             x.shape[1:] == (packed.count, packed.cols),
             f"head_linear: an input of shape {x.shape} for {packed.count} heads from {packed.cols}.",
         )
-        y = np.empty((len(x), packed.count, packed.rows), np.float32)
+        y = self._empty((len(x), packed.count, packed.rows), np.float32)
         status = self._linear(
             _LINEAR(
                 address(x), address(y), packed.struct_address, len(x), packed.count, stride,
@@ -223,12 +223,9 @@ class LinearKernels:
     def embed(self, ids: IntArray, table: Linear) -> FloatArray:
         """`table[ids]`. Raises BackendError for an id outside the table."""
         packed: Packed = table.data
-        require(
-            not ids.size or bool(ids.min() >= 0 and ids.max() < packed.rows),
-            f"embed: a token id is outside the vocabulary of {packed.rows}.",
-        )
-        y = np.empty((len(ids), packed.cols), np.float32)
-        self._embed(_EMBED(address(ids), address(y), len(ids)) + packed.struct())
+        y = self._empty((len(ids), packed.cols), np.float32)
+        status = self._embed(_EMBED(address(ids), address(y), len(ids)) + packed.struct())
+        require(not status, f"embed: a token id is outside the vocabulary of {packed.rows}.")
         return y
 
     def experts(
@@ -245,15 +242,15 @@ class LinearKernels:
             x.shape[1] == w.hidden and weights.shape == ids.shape and len(ids) == len(x),
             f"experts: shapes {x.shape}, {weights.shape} and {ids.shape} do not fit.",
         )
-        require(not ids.size or bool(ids.min() >= 0 and ids.max() < w.num_experts), "experts: an id is out of range.")
         apart = (0, 0) if shared is None else self._shared(w.hidden, *shared)
-        y = np.empty((len(x), w.hidden), np.float32)
+        y = self._empty((len(x), w.hidden), np.float32)
         status = self._experts(
             _EXPERTS(
                 address(x), address(weights), address(ids), address(y), gate_up.struct_address, down.struct_address,
                 *apart, len(x), ids.shape[1], w.num_experts, stride,
             )
         )  # fmt: skip
+        require(status != 2, f"experts: an id is outside the {w.num_experts} experts.")
         check_memory(status, "experts")
         return y
 

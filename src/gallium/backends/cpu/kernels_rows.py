@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gallium.backends.cpu.arrays import address, contiguous, require, rows
+from gallium.backends.cpu.arrays import Empty, address, contiguous, require, rows
 from gallium.backends.cpu.plan import CpuPlan
 from gallium.ops.handles import FloatArray, IntArray, MoeSpec, RopeSpec
 
@@ -33,9 +33,10 @@ def silent(function: Any) -> Any:
 class RowKernels:
     """The row-wise kernels of the loaded library."""
 
-    __slots__ = ("_add", "_norm", "_rope", "_route", "_swiglu")
+    __slots__ = ("_add", "_empty", "_norm", "_rope", "_route", "_swiglu")
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self._empty: Empty = np.empty
         self._norm = silent(library.ga_rms_norm)
         self._add = silent(library.ga_add)
         self._swiglu = silent(library.ga_swiglu)
@@ -48,7 +49,7 @@ class RowKernels:
         shape = x.shape
         width = shape[-1]
         require(width == gain.size, f"rms_norm: the gain has {gain.size} elements, the rows {width}.")
-        y = np.empty(shape, np.float32)
+        y = self._empty(shape, np.float32)
         inner = 1 if len(shape) == 2 else y[0].size // width if shape[0] else 1
         self._norm(_NORM(address(x), 0, address(gain), 0, address(y), shape[0], inner, width, stride, eps))
         return y
@@ -64,7 +65,7 @@ class RowKernels:
             residual.shape == x.shape and width == gain.size,
             f"add_rms_norm: shapes {x.shape}, {residual.shape} and {gain.shape} do not fit.",
         )
-        y, total = np.empty((count, width), np.float32), np.empty((count, width), np.float32)
+        y, total = self._empty((count, width), np.float32), self._empty((count, width), np.float32)
         self._norm(
             _NORM(
                 address(x), address(residual), address(gain), address(total), address(y), count, 1, width, stride, eps
@@ -76,7 +77,7 @@ class RowKernels:
         """`x + y` of equal shapes."""
         require(x.shape == y.shape, f"add: shapes {x.shape} and {y.shape} differ.")
         x, y = contiguous(x), contiguous(y)
-        z = np.empty(x.shape, np.float32)
+        z = self._empty(x.shape, np.float32)
         self._add(_ADD(address(x), address(y), address(z), x.size))
         return z
 
@@ -85,7 +86,7 @@ class RowKernels:
         gate_up, stride = rows(gate_up)
         count, both = gate_up.shape
         require(both % 2 == 0, f"swiglu: {both} columns cannot be halved.")
-        y = np.empty((count, both // 2), np.float32)
+        y = self._empty((count, both // 2), np.float32)
         self._swiglu(_SWIGLU(address(gate_up), address(y), count, both // 2, stride))
         return y
 
@@ -94,7 +95,7 @@ class RowKernels:
         x, stride = rows(x)
         count, heads, width = x.shape
         require(count == plan.tokens and spec.dim <= width, f"rope: {x.shape} does not fit the step or dim {spec.dim}.")
-        y = np.empty((count, heads, width), np.float32)
+        y = self._empty((count, heads, width), np.float32)
         table = plan.rope_table(spec)
         self._rope(
             _ROPE(address(x), address(y), address(table), count, heads, width, stride, spec.dim, spec.interleaved)
@@ -110,7 +111,7 @@ class RowKernels:
             f"route: {experts} logits and {bias.size} biases for {spec.num_experts} experts (at most {MAX_EXPERTS}).",
         )
         require(experts % spec.num_groups == 0, f"route: {experts} experts do not make {spec.num_groups} equal groups.")
-        weights, ids = np.empty((count, spec.top_k), np.float32), np.empty((count, spec.top_k), np.int32)
+        weights, ids = self._empty((count, spec.top_k), np.float32), self._empty((count, spec.top_k), np.int32)
         self._route(
             _ROUTE(
                 address(logits), address(bias), address(weights), address(ids), count, experts, spec.top_k,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from gallium.backends.cpu.cores import find_cores
 from gallium.errors import BackendError, UsageError
 from gallium.settings import environment
 
@@ -16,6 +16,8 @@ FILE_NAME = "libgallium_cpu.so"
 LEVELS = ("generic", "avx2", "avx512", "amx", "amx-emulated")
 """Instruction-set levels, weakest first; the index is the native code. The last is for tests and never a default."""
 MAX_THREADS = 256
+PINNING = ("auto", "on", "off")
+"""Values of GALLIUM_PIN; cores.py says what they do."""
 
 
 def find() -> Path:
@@ -40,8 +42,8 @@ def find() -> Path:
 def load() -> ctypes.CDLL:
     """The library, loaded once, at the level and thread count that the environment asks for.
 
-    Raises BackendError when it is missing, damaged or of another version, and UsageError for a GALLIUM_CPU_LEVEL or
-    GALLIUM_THREADS that this machine does not have.
+    Raises BackendError when it is missing, damaged or of another version, and UsageError for a GALLIUM_CPU_LEVEL,
+    GALLIUM_THREADS or GALLIUM_PIN that this machine does not have.
     """
     path = find()
     try:
@@ -56,6 +58,7 @@ def load() -> ctypes.CDLL:
     wanted = environment("GALLIUM_CPU_LEVEL")
     if wanted is not None:
         _set_level(library, wanted)
+    _pin_threads(library)
     _set_threads(library, threads_wanted(None))
     return library
 
@@ -96,7 +99,7 @@ def set_threads(count: int) -> None:
 
 
 def threads_wanted(asked: int | None) -> int:
-    """`asked`, else GALLIUM_THREADS, else the cores that this process may use (affinity and cgroup quota)."""
+    """`asked`, else GALLIUM_THREADS, else the cores that this process may use (cores.py)."""
     if asked is not None:
         return asked
     text = environment("GALLIUM_THREADS")
@@ -108,19 +111,8 @@ def threads_wanted(asked: int | None) -> int:
 
 
 def usable_cores() -> int:
-    """Cores by affinity, lowered by a cgroup CPU quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota()
-    return max(1, min(cores, MAX_THREADS) if quota is None else min(cores, MAX_THREADS, round(quota)))
-
-
-def _cgroup_quota() -> float | None:
-    """Cores allowed by cgroup v2, None without a limit."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        return None
+    """Physical cores by affinity, lowered by a cgroup quota."""
+    return min(MAX_THREADS, find_cores().threads)
 
 
 def _set_level(library: ctypes.CDLL, name: str) -> None:
@@ -129,6 +121,20 @@ def _set_level(library: ctypes.CDLL, name: str) -> None:
         raise UsageError(
             f"instruction-set level {name!r} is not available here; choose from {known} (GALLIUM_CPU_LEVEL)."
         )
+
+
+def pinned() -> tuple[int, ...]:
+    """The CPUs of the kernels' threads as GALLIUM_PIN wants it; empty: wherever the system puts them."""
+    wanted = environment("GALLIUM_PIN") or "auto"
+    if wanted not in PINNING:
+        raise UsageError(f"GALLIUM_PIN must be one of {', '.join(PINNING)}, not {wanted!r}.")
+    return find_cores().pinned(wanted)
+
+
+def _pin_threads(library: ctypes.CDLL) -> None:
+    cpus = pinned()
+    if cpus and library.ga_pin_threads((ctypes.c_int32 * len(cpus))(*cpus), len(cpus)) != 0:
+        raise UsageError("this system cannot pin threads: leave out GALLIUM_PIN.")
 
 
 def _set_threads(library: ctypes.CDLL, count: int) -> None:

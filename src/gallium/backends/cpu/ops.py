@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,8 @@ from gallium.backends.cpu.kernels_linear import LinearKernels
 from gallium.backends.cpu.kernels_rows import RowKernels
 from gallium.backends.cpu.kernels_sampling import SamplingKernels
 from gallium.backends.cpu.plan import CpuPlan
+from gallium.backends.cpu.programs import ProgrammedStep
+from gallium.backends.cpu.recording import Recorder
 from gallium.backends.cpu.stored import LAYOUT, export
 from gallium.ops.handles import (
     AttentionSpec,
@@ -93,6 +96,24 @@ class CpuOps(Ops):
     def plan(self, step: Step) -> CpuPlan:
         """Checked arrays with known addresses; slots and rope tables follow on demand."""
         return CpuPlan(step)
+
+    def compile_step(
+        self, forward: Callable[[Any], Array], decode_sizes: tuple[int, ...] = ()
+    ) -> Callable[[Step], Array]:
+        """Steps of up to the largest of these numbers of sequences as recorded programs; eager without any."""
+        if not decode_sizes:
+            return super().compile_step(forward, decode_sizes)
+        return ProgrammedStep(self, forward, max(decode_sizes))
+
+    @contextmanager
+    def recording(self, recorder: Recorder) -> Iterator[None]:
+        """Meanwhile all native calls run and are written down, and their results lie in the recorder's arena."""
+        kernels = self._rows, self._attention, self._linear
+        self._rows, self._attention, self._linear = (recorder.watched(one) for one in kernels)
+        try:
+            yield
+        finally:
+            self._rows, self._attention, self._linear = kernels
 
     # -- packing ------------------------------------------------------------------
     def pack_linear(self, parts: Sequence[Weight], bias: Sequence[Weight] = (), role: Role = "linear") -> Linear:

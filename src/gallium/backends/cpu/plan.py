@@ -16,6 +16,8 @@ from gallium.ops.handles import IntArray, RopeSpec, Step
 
 _BATCH = Struct("@3Q2q")  # ga_batch
 _SLOTS = Struct("@2Q3q")  # ga_slots_args, up to its batch
+_TABLE = Struct("@3Q3q")  # ga_rope_table_args
+_LEAST_COLUMNS = 8  # of the block table of a plan that is used again
 _FAULTS = (
     "",
     "query_start does not cut the tokens into sequences",
@@ -36,15 +38,16 @@ def rope_table(positions: IntArray, spec: RopeSpec) -> NDArray[np.float32]:
 
     (a, b) -> (a cos - b sin, b cos + a sin); angles in float64, rounded once.
     """
-    angles = positions.astype(np.float64)[:, None] * frequencies(spec.dim, spec.base)
-    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     table = np.empty((len(positions), 2, spec.dim), np.float32)
-    half = spec.dim // 2
-    first, second = (slice(0, None, 2), slice(1, None, 2)) if spec.interleaved else (slice(half), slice(half, None))
-    table[:, 0, first] = table[:, 0, second] = cos
-    np.negative(sin, out=table[:, 1, first])
-    table[:, 1, second] = sin
+    fill_rope_table(table, positions, spec)
     return table
+
+
+def fill_rope_table(table: NDArray[np.float32], positions: IntArray, spec: RopeSpec) -> None:
+    """Write `rope_table` into a contiguous array of its shape."""
+    found = frequencies(spec.dim, spec.base)
+    packed = _TABLE.pack(address(positions), address(found), address(table), len(positions), spec.dim, spec.interleaved)
+    load().ga_rope_table(packed)
 
 
 def _int32(array: Any, what: str) -> IntArray:
@@ -91,13 +94,16 @@ class CpuPlan:
         found = self._slots.get((block_size, num_blocks))
         if found is None:
             found = np.empty(self.tokens, np.int32)
-            fault = load().ga_plan_slots(
-                _SLOTS.pack(address(self.positions), address(found), self.tokens, block_size, num_blocks) + self.batch
-            )
-            if fault:
-                raise BackendError(f"this step does not fit its cache: {_FAULTS[fault]}.")
+            self._find_slots(found, block_size, num_blocks)
             self._slots[block_size, num_blocks] = found
         return found
+
+    def _find_slots(self, slots: IntArray, block_size: int, num_blocks: int) -> None:
+        fault = load().ga_plan_slots(
+            _SLOTS.pack(address(self.positions), address(slots), self.tokens, block_size, num_blocks) + self.batch
+        )
+        if fault:
+            raise BackendError(f"this step does not fit its cache: {_FAULTS[fault]}.")
 
     def rope_table(self, spec: RopeSpec) -> NDArray[np.float32]:
         """The rotation of every token; see `rope_table`."""
@@ -105,3 +111,45 @@ class CpuPlan:
         if found is None:
             found = self._tables[spec] = rope_table(self.positions, spec)
         return found
+
+
+class FixedPlan(CpuPlan):
+    """A plan whose arrays stay in their places: `load` writes other steps of the same numbers into them.
+
+    It owns its arrays. The block table has columns to spare, so that sequences can grow.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, step: Step) -> None:
+        width = max(_LEAST_COLUMNS, step.block_tables.shape[1])
+        tables = np.full((len(step.context_lens), 1 << (width - 1).bit_length()), -1, np.int32)
+        tables[:, : step.block_tables.shape[1]] = step.block_tables
+        super().__init__(
+            Step(
+                token_ids=step.token_ids.copy(),
+                positions=step.positions.copy(),
+                query_start=step.query_start.copy(),
+                context_lens=step.context_lens.copy(),
+                block_tables=tables,
+                logit_rows=step.logit_rows.copy(),
+            )
+        )
+
+    def has_room(self, step: Step) -> bool:
+        """Whether the step's block table is narrow enough."""
+        return bool(step.block_tables.shape[1] <= self.block_tables.shape[1])
+
+    def load(self, step: Step) -> None:
+        """Take over a step of as many tokens and sequences, and renew what was derived from the one before."""
+        self.token_ids[:] = step.token_ids
+        self.positions[:] = step.positions
+        self.query_start[:] = step.query_start
+        self.context_lens[:] = step.context_lens
+        width = step.block_tables.shape[1]
+        self.block_tables[:, :width] = step.block_tables
+        self.block_tables[:, width:] = -1
+        for (block_size, num_blocks), slots in self._slots.items():
+            self._find_slots(slots, block_size, num_blocks)
+        for spec, table in self._tables.items():
+            fill_rope_table(table, self.positions, spec)
