@@ -1,4 +1,4 @@
-"""Speculation on and off in turn: an editing workload with lookup and with predictions, and free text."""
+"""Speculation on and off in turn: an editing workload and free text, with lookup, predictions and a draft model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 
 from machine import machine, write_result
 
+from gallium.checkpoints.resolve import default_model_path
 from gallium.engine.assembly import Assembly, assemble
 from gallium.engine.memory import parse_bytes
 from gallium.errors import GalliumError
@@ -85,7 +86,7 @@ class Way:
     """One way of running the same jobs."""
 
     name: str
-    speculate: Literal["off", "ngram"]
+    speculate: Literal["off", "ngram", "model"]
     predicts: bool = False
 
 
@@ -93,6 +94,7 @@ OFF = Way("off", "off")
 LOOKUP = Way("--speculate ngram", "ngram")
 PREDICTED = Way("prediction", "off", predicts=True)
 BOTH = Way("both", "ngram", predicts=True)
+DRAFTED = Way("--speculate MODEL", "model")
 
 
 PLAN: tuple[tuple[str, float, tuple[Way, ...], int], ...] = (
@@ -180,6 +182,20 @@ def measure(
     return spent
 
 
+def engine(how: argparse.Namespace, speculate: str) -> Assembly:
+    """One engine for all cells."""
+    model = speculate not in ("off", "ngram")
+    settings = EngineSettings(
+        backend="cpu",
+        precision=how.precision,
+        threads=how.threads,
+        kv_memory=parse_bytes("256MiB"),
+        speculate=speculate,
+        draft_precision=how.draft_precision if model else "auto",
+    )
+    return assemble(how.model, settings)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -189,28 +205,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=96, help="tokens of an answer of free text")
     parser.add_argument("--cells", type=int, nargs="+", default=range(len(PLAN)), help="which lines of PLAN, from 0")
+    parser.add_argument("--draft", help="a model that drafts, or `default`: each cell then is run in that way, too")
+    parser.add_argument("--draft-precision", default="auto")
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
     how = parser.parse_args()
-    engines = {
-        name: assemble(
-            how.model,
-            EngineSettings(
-                backend="cpu",
-                precision=how.precision,
-                threads=how.threads,
-                kv_memory=parse_bytes("256MiB"),
-                speculate=name,
-            ),
-        )
-        for name in ("off", "ngram")
-    }
+    draft = str(default_model_path()) if how.draft == "default" else how.draft
+    engines = {name: engine(how, name) for name in ("off", "ngram")}
+    if draft is not None:
+        engines["model"] = engine(how, draft)
     rows = []
     print("each cell: tokens/s (ratio to off, its range over rounds), and the same ratio by CPU time")
     for workload, temperature, ways, at_once in (PLAN[cell] for cell in how.cells):
         work = jobs(engines["off"], workload, how.tokens, temperature)
-        before = engines["ngram"].engine.stats()
+        if draft is not None:
+            ways = (*ways, DRAFTED)
+        before = {name: one.engine.stats() for name, one in engines.items()}
         spent = measure(engines, work, ways, at_once, how.rounds)
-        after = engines["ngram"].engine.stats()
         for way, rounds in spent.items():
             pairs = list(zip(rounds, spent[OFF], strict=True))
             by_clock = [b.seconds / a.seconds for a, b in pairs]
@@ -227,10 +237,18 @@ def main() -> None:
                 f"  CPU x {rows[-1]['ratio_by_cpu_time']:.2f}, {min(by_cpu):.2f} to {max(by_cpu):.2f}",
                 flush=True,
             )
-        drafted = after.drafted_tokens - before.drafted_tokens
-        accepted = after.accepted_tokens - before.accepted_tokens
-        print(f"{'':6} engine with ngram: {accepted} of {drafted} drafts accepted", flush=True)
-    result = {"what": "speculation", "machine": machine(), "model": how.model or "embedded default", "rows": rows}
+        for name, one in engines.items():
+            after = one.engine.stats()
+            drafted = after.drafted_tokens - before[name].drafted_tokens
+            accepted = after.accepted_tokens - before[name].accepted_tokens
+            print(f"{'':6} engine with {name}: {accepted} of {drafted} drafts accepted", flush=True)
+    result = {
+        "what": "speculation",
+        "machine": machine(),
+        "model": how.model or "embedded default",
+        "draft": how.draft,
+        "rows": rows,
+    }
     if how.out:
         write_result(how.out, json.dumps(result, indent=2))
     for assembly in engines.values():

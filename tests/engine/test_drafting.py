@@ -74,8 +74,8 @@ EXPECTED = list(range(100, 140))
         ([100, 101, 7, 8, 102], 103, 3),  # inserted
         ([100, 101, 105], 106, 3),  # dropped
         ([100, 101, 7, 103], 104, 3),  # replaced
-        ([100, 101, 120, 121, 122], 123, 3),  # jumped: known when three tokens agree
-        ([100, 110, 111, 112, 102, 103, 104], 105, 3),  # and back
+        ([100, 101, 120, 121, 122], 123, 4),  # jumped: known when two tokens agree
+        ([100, 110, 111, 112, 102, 103, 104], 105, 5),  # and back
         ([7, 8], None, 0),
         (EXPECTED, None, 40),
     ],

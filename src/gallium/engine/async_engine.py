@@ -234,8 +234,8 @@ class Engine:
         )
 
     def _drafter(self, prompt_len: int, prediction: PredictedText | None) -> Drafter | None:
-        lookup = self._limits.lookup
-        if prediction is None and not lookup and self._draft_skill is None:
+        lookup = self._limits.lookup or prediction is not None  # such an answer repeats itself and the prompt, too
+        if not lookup and self._draft_skill is None:
             return None
         return Drafter(
             prompt_len=prompt_len,

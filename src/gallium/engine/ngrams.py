@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-SIZE = 3  # tokens that are looked up; a match is then extended backwards
+SIZE = 2  # tokens that are looked up; a match is then extended backwards
 CANDIDATES = 8  # places that are compared, the latest first
 LONGEST = 24  # a match is not measured beyond this
 NEAR = 8  # tokens of a prediction that an edit may have dropped
@@ -53,7 +53,7 @@ class Ngrams:
 
 def _run(tokens: Sequence[int], end: int) -> int:
     """The SIZE tokens before `end` as one number; ids have 32 bits."""
-    return tokens[end - 3] << 64 | tokens[end - 2] << 32 | tokens[end - 1]
+    return tokens[end - 2] << 32 | tokens[end - 1]
 
 
 def _common(one: Sequence[int], one_end: int, two: Sequence[int], two_end: int) -> int:

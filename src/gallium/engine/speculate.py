@@ -22,7 +22,8 @@ MARGIN = 1.03  # a step must be expected to be that much faster per token
 PROBE = 2  # drafts of a trial
 FIRST_REST, LONGEST_REST = 8, 256  # chances let pass between trials, doubled while they fail
 FADE = 0.93  # how fast a verdict on a draft loses weight
-CLASSES = ((2, 0.5), (4, 0.5), (8, 0.7), (16, 0.8))  # (match of at most, share of right drafts to begin with)
+CLASSES = ((2, 0.35), (3, 0.45), (4, 0.5), (8, 0.65), (16, 0.8))
+"""(Match of at most, share of right drafts to begin with)."""
 LONG = 0.9  # the same for longer matches
 MODEL_PRIOR = 0.7  # share of right drafts of a draft model, to begin with
 HORIZON = 64  # tokens over which what a draft model has to read first must pay, if the answer may be as long
