@@ -135,6 +135,16 @@ def test_old_times_are_forgotten() -> None:
     assert known.expected(1) == 5.0
 
 
+def test_a_machine_that_slows_down_does_so_for_every_width() -> None:
+    known = times(lambda width: 1 + 0.1 * width)
+    for _ in range(KEPT):
+        known.observe(1, 1.1)
+        known.observe(4, 1.4)
+    for seconds in (2.2, 2.2, 90.0, *[2.2] * 25):  # one of them was held up by something else
+        known.observe(1, seconds)
+    assert known.expected(1) == pytest.approx(2.2, rel=0.05) and known.expected(4) == pytest.approx(2.8, rel=0.15)
+
+
 # -- how many ------------------------------------------------------------------------------------
 
 

@@ -10,15 +10,22 @@ from collections import deque
 KEPT = 7  # times of each class of widths; their median counts
 STALE = 1000  # steps after which a class that did not occur is forgotten
 GUESS = 0.05  # share of a step's time that one more token costs, until a second class is known
+FOLLOW = 0.5  # how much of a change of one step is thought to be the pace of the machine
+SUDDEN = 2.0  # a step that took more than so many times what was expected says no more than that
 
 
 class StepTimes:
-    """Medians of recent step times by width (tokens of the step), straight lines between them."""
+    """Medians of recent step times by width (tokens of the step), straight lines between them.
+
+    A machine that is shared gets slower and faster as a whole. So times are kept as multiples of its pace, which every
+    step tells anew: else widths that occur often would seem cheap or dear beside those that were seen a while ago.
+    """
 
     def __init__(self) -> None:
         self._times: dict[int, deque[tuple[int, float]]] = {}
         self._last: dict[int, int] = {}  # class -> number of its last step
         self._steps = 0
+        self._pace = 1.0
         self._fresh = False  # whether the two lists below are up to date
         self._widths: list[float] = []  # rising, and so are the medians
         self._medians: list[float] = []
@@ -27,7 +34,11 @@ class StepTimes:
         """Note one step."""
         self._steps += 1
         kind = _class(width)
-        self._times.setdefault(kind, deque(maxlen=KEPT)).append((width, seconds))
+        times = self._times.setdefault(kind, deque(maxlen=KEPT))
+        if len(times) == KEPT and seconds > 0:
+            change = seconds / (self._pace * statistics.median(time for _, time in times))
+            self._pace *= min(max(change, 1 / SUDDEN), SUDDEN) ** FOLLOW
+        times.append((width, seconds / self._pace))
         self._last[kind] = self._steps
         self._fresh = False
 
@@ -38,13 +49,13 @@ class StepTimes:
         if not self._widths:
             return 1 + GUESS * (width - 1)
         if len(self._widths) == 1:
-            first, seconds = self._widths[0], self._medians[0]
-            return seconds * max(0.5, 1 + GUESS * (width - first))
+            first, time = self._widths[0], self._medians[0]
+            return self._pace * time * max(0.5, 1 + GUESS * (width - first))
         right = min(max(bisect_left(self._widths, width), 1), len(self._widths) - 1)
         w0, w1 = self._widths[right - 1], self._widths[right]
         t0, t1 = self._medians[right - 1], self._medians[right]
         slope = (t1 - t0) / (w1 - w0)
-        return max(t0 + slope * (width - w0), 0.5 * self._medians[0])
+        return self._pace * max(t0 + slope * (width - w0), 0.5 * self._medians[0])
 
     def _refresh(self) -> None:
         for old in [kind for kind, last in self._last.items() if self._steps - last > STALE]:
