@@ -57,7 +57,7 @@ def report(model: Model, batch: int, steps: int) -> None:
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(ROUNDS):
         for way, run in ways.items():
-            seconds[way] += timed(run, batch, width, steps)
+            seconds[way] += timed(run, batch, width, steps)[1:]  # the first may record
     clock = Clock()
     kernels = [ops._rows, ops._attention, ops._linear, *ways["as a program"].programs.values()]
     undo = [clock.around(one, name) for one in kernels for name in native_functions(one)]
@@ -68,7 +68,7 @@ def report(model: Model, batch: int, steps: int) -> None:
         median = statistics.median(seconds[way])
         print(
             f"batch {batch}, {way}: {median * 1e3:.2f} ms, {batch / median:.1f} tokens/s, "
-            f"{outside:.1%} outside of native code ({outside * whole / steps * 1e6:.0f} us)",
+            f"{outside:.1%} outside of native code ({outside * whole / (steps + 1) * 1e6:.0f} us)",
             flush=True,
         )
     for restore in undo:
@@ -76,14 +76,14 @@ def report(model: Model, batch: int, steps: int) -> None:
 
 
 def timed(run: Callable[[Step], Any], batch: int, width: int, steps: int) -> list[float]:
-    """Seconds of each step; the first, which may record, is not counted."""
+    """Seconds of each of `steps` steps, and of one before them."""
     found = []
     for number in range(-1, steps):
         step = decode_step(batch, width, FIRST + max(0, number) % SPREAD)
         start = time.perf_counter()
         run(step)
         found.append(time.perf_counter() - start)
-    return found[1:]
+    return found
 
 
 def decode_step(batch: int, width: int, position: int) -> Step:
