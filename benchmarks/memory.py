@@ -1,4 +1,4 @@
-"""Memory of `gallium serve` under load, beside its limit: 1.2 x (weights + KV memory) + 150 MB."""
+"""Memory of `gallium serve` under load, beside its limit: 1.1 x (weights + KV memory) + 150 MB."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def main() -> None:
         process.terminate()
         process.wait()
     weights = open_checkpoint(resolve_model(how.model).path).size_bytes
-    limit = 1.2 * (weights + parse_bytes(how.kv_memory)) + 150e6
+    limit = 1.1 * (weights + parse_bytes(how.kv_memory)) + 150e6
     result = {
         "what": "memory", "machine": machine(), "model": how.model or "embedded default", "weight_bytes": weights,
         "kv_bytes": parse_bytes(how.kv_memory), "limit_bytes": limit, "idle_bytes": idle, "loaded_bytes": after,

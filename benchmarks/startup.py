@@ -13,10 +13,8 @@ from pathlib import Path
 
 from machine import machine, write_result
 
-COMMANDS = {
-    "gallium run (first token)": ["run", "--temperature", "0", "--max-tokens", "1", "What is gravity?"],
-    "gallium --help (all of it)": ["--help"],
-}
+FIRST_TOKEN = ["run", "--temperature", "0", "--max-tokens", "1", "What is gravity?"]
+COMMANDS = {"gallium run (first token)": FIRST_TOKEN, "gallium --help (all of it)": ["--help"]}
 
 
 def first_byte(command: list[str]) -> float:
@@ -36,13 +34,18 @@ def first_byte(command: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="default: the embedded model")
+    parser.add_argument("--precision", default="auto", help="of --model")
+    parser.add_argument("--packed", help="the same model, packed by `gallium convert --packed`: takes turns with it")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
     how = parser.parse_args()
     program = str(Path(sys.executable).parent / "gallium")
     commands = {name: [program, *rest] for name, rest in COMMANDS.items()}
+    commands["gallium run (first token)"] += ["--precision", how.precision]
     if how.model:
         commands["gallium run (first token)"] += ["--model", how.model]
+    if how.packed:
+        commands["the same, packed"] = [program, *FIRST_TOKEN, "--model", how.packed]
     for command in commands.values():
         first_byte(command)  # fills the disk cache
     rounds: dict[str, list[float]] = {name: [] for name in commands}
@@ -52,7 +55,8 @@ def main() -> None:
     for name, times in rounds.items():
         print(f"{name:28}  median {statistics.median(times):.3f} s  best {min(times):.3f}  worst {max(times):.3f}")
     seconds = {name: {"median": statistics.median(times), "rounds": times} for name, times in rounds.items()}
-    result = {"what": "startup", "machine": machine(), "model": how.model or "embedded default", "seconds": seconds}
+    result = {"what": "startup", "machine": machine(), "model": how.model or "embedded default"}
+    result |= {"packed": how.packed, "seconds": seconds}
     if how.out:
         write_result(how.out, json.dumps(result, indent=2))
 

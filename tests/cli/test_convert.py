@@ -100,17 +100,54 @@ def test_a_model_that_would_not_load_is_not_converted(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("precision", ["auto", "int2"])
-def test_an_unknown_precision_is_wrong_usage(gallium: Gallium, tmp_path: Path, model: Path, precision: str) -> None:
-    result = gallium("convert", str(model), str(tmp_path / "out"), "--precision", precision)
+def test_an_unknown_precision_is_wrong_usage(gallium: Gallium, tmp_path: Path, model: Path) -> None:
+    result = gallium("convert", str(model), str(tmp_path / "out"), "--precision", "int2")
     assert result.exit_code == 2 and "'int4'" in result.stderr
+    result = gallium("convert", str(model), str(tmp_path / "out"), "--precision", "auto")
+    assert result.exit_code == 2 and "--precision auto is for --packed" in result.stderr
 
 
-def test_a_killed_conversion_leaves_nothing_under_the_name(gallium: Gallium, tmp_path: Path) -> None:
+def test_a_packed_folder_and_its_check(gallium: Gallium, tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    result = gallium("convert", str(model), str(out), "--packed", "--precision", "int8")
+    assert (result.exit_code, result.stdout) == (0, f"{out}\n"), result.output
+    checkpoint = open_checkpoint(out)
+    assert (checkpoint.kind, checkpoint.stored_precision) == ("packed", "int8")
+    text = "[gMASK]<sop><|user|>\nWhat is 天气 in Paris?<|assistant|>"
+    assert Tokenizer.from_folder(out).encode(text) == Tokenizer.from_folder(model).encode(text)
+    assert Tokenizer.from_folder(out).chat_template == "{{ messages }}"
+    checked = gallium("convert", "--check", str(out))
+    assert (checked.exit_code, checked.stdout) == (0, f"{out}\n") and "are as they were written" in checked.stderr
+    assert "exists: give another name" in gallium("convert", str(model), str(out), "--packed").stderr
+    assert gallium("convert", str(model), str(out), "--packed", "--force").exit_code == 0
+    for wrong in ((str(out), str(tmp_path / "other")), (str(out), str(tmp_path / "other"), "--packed")):
+        assert "is packed already: convert the model that it was packed from" in gallium("convert", *wrong).stderr
+    with (out / "packed.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    damaged = gallium("convert", "--check", str(out))
+    assert damaged.exit_code == 1 and "do not fit their checksums" in damaged.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("m",), "name of the new folder is missing"), (("--check", "m"), "has no packed.safetensors"),
+     (("--check", "m", "out"), "a packed folder and nothing else")],
+)  # fmt: skip
+def test_arguments_that_do_not_fit(gallium: Gallium, arguments: tuple[str, ...], message: str) -> None:
+    result = gallium("convert", *arguments)
+    assert result.exit_code == 2 and message in result.stderr
+
+
+@pytest.mark.parametrize("packed", [(), ("--packed",)])
+def test_a_killed_conversion_leaves_nothing_under_the_name(
+    gallium: Gallium, tmp_path: Path, packed: tuple[str, ...]
+) -> None:
     sparse_model(tmp_path / "m", 2)
-    (tmp_path / "m" / "tokenizer.json").write_text("{}")
-    process = subprocess.Popen([*PROGRAM, str(tmp_path / "m"), str(tmp_path / "out")], stderr=subprocess.PIPE)
-    growing = tmp_path / f".out.{process.pid}.unfinished" / "model.safetensors"
+    write_folder(tmp_path / "m")
+    process = subprocess.Popen([*PROGRAM, *packed, str(tmp_path / "m"), str(tmp_path / "out")], stderr=subprocess.PIPE)
+    name = "packed.safetensors" if packed else "model.safetensors"
+    growing = tmp_path / f".out.{process.pid}.unfinished" / name
     while not (growing.exists() and growing.stat().st_size):
         assert process.poll() is None, process.communicate()
     process.kill()

@@ -35,7 +35,7 @@ class Checkpoint:
     """Config, metadata and unread tensors of one model. Tensor names are Hugging Face's, whatever the file."""
 
     path: Path  # the folder, or the GGUF file
-    kind: Literal["safetensors", "gguf"]
+    kind: Literal["safetensors", "gguf", "packed"]
     config: dict[str, Any]  # config.json's content, or its equivalent for a GGUF file
     generation_config: dict[str, Any]
     tensors: Mapping[str, StoredTensor]
@@ -71,6 +71,11 @@ class Checkpoint:
         if integers:
             return "int4" if "I4" in integers else "int8"
         return self._most_bytes(EMBEDDINGS) or self._most_bytes(()) or "float32"
+
+    @property
+    def only_backend(self) -> str | None:
+        """The one backend that can run it, if it is packed for one."""
+        return None
 
     @property
     def has_integers(self) -> bool:
@@ -113,6 +118,9 @@ class Checkpoint:
             raise UnsupportedFormat(
                 f"{self.path} has tensors that Gallium cannot compute with: {_listed('', strange)}."
             )
+
+    def prefetch(self) -> None:
+        """Begin to bring in what a loaded model will read from the file itself: nothing, unless it is packed."""
 
     def release_memory(self) -> None:
         """Let go of file pages that were read, for example after packing a layer. Weights can be read again."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from numpy.typing import NDArray
 
 from gallium.errors import CheckpointError
 
+PREFETCHED = 32 << 20  # bytes asked for at a time
+MADV_POPULATE_READ = 22  # of Linux; Python has no name for it
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 PICKLE_DANGER = "opening a pickle can run any program, so Gallium does not"
@@ -27,6 +32,29 @@ def map_file(path: Path) -> mmap.mmap:
         raise CheckpointError(f"{path} cannot be read: {cause.strerror or cause}.") from cause
     except ValueError as cause:  # mmap's word for an empty file
         raise CheckpointError(f"{path} is empty: the download did not finish, fetch it again.") from cause
+
+
+def prefetch(view: NDArray[np.uint8]) -> None:
+    """Bring a mapped file in, in the background and from its beginning on, so that its readers need not wait.
+
+    The memory is the file cache's own, in pages of 2 MiB where system and file allow it. Whatever the system refuses
+    is not needed: the pages then come when they are read.
+    """
+    mapped = _mapping(view)
+    if mapped is None or not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
+        return
+    with contextlib.suppress(OSError):  # a system without huge pages
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    start = np.frombuffer(mapped, np.uint8).ctypes.data
+    madvise = ctypes.CDLL(None).madvise  # ctypes lets other threads run meanwhile, mmap's own method does not
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def populate(held: mmap.mmap) -> None:
+        for at in range(0, len(held), PREFETCHED):
+            if madvise(start + at, min(PREFETCHED, len(held) - at), MADV_POPULATE_READ):
+                return  # a system before Linux 5.14
+
+    threading.Thread(target=populate, args=(mapped,), name="gallium-prefetch", daemon=True).start()
 
 
 def is_pickle(head: bytes) -> bool:

@@ -12,6 +12,7 @@ from gallium.checkpoints.gguf_file import SPLIT_NAME, read_gguf
 from gallium.checkpoints.gguf_model import architecture, translate_config, translate_names
 from gallium.checkpoints.mapping import PICKLE_DANGER, PICKLE_SUFFIXES
 from gallium.checkpoints.modelslim import find_description, plain_config, read_quantised
+from gallium.checkpoints.packed_file import PACKED_FILE, open_packed
 from gallium.checkpoints.safetensors_file import read_safetensors
 from gallium.checkpoints.tensor import StoredTensor
 from gallium.errors import CheckpointError, UnsupportedFormat
@@ -23,7 +24,7 @@ INCOMPLETE = "If it was downloaded, `gallium pull` fetches what is missing."
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a folder with config.json and *.safetensors, a .gguf file, or a folder with one GGUF model.
+    """Open a folder with config.json and *.safetensors, packed or not, a .gguf file, or a folder with one GGUF model.
 
     Raises CheckpointError when something is missing or damaged, UnsupportedFormat for pickles and unknown codings, and
     UnsupportedModel for a GGUF architecture that Gallium does not run.
@@ -73,6 +74,8 @@ def _open_folder(path: Path) -> Checkpoint:
     if not (path / "config.json").exists():
         raise CheckpointError(f"{path} has no config.json, so it is not a model. {INCOMPLETE}")
     config = read_json(path / "config.json")
+    if (path / PACKED_FILE).exists():
+        return open_packed(path, config, read_json(path / "generation_config.json"))
     description = find_description(path)
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(path):

@@ -48,6 +48,11 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
 
     Raises CheckpointError on anything that is not exactly in order, UnsupportedFormat for a pickle or unknown dtype.
     """
+    return read_with_metadata(path)[0]
+
+
+def read_with_metadata(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """As read_safetensors, with the header's `__metadata__`."""
     mapped = map_file(path)
     length = _header_length(path, mapped[:8], len(mapped))
     header = _json(path, mapped[8 : 8 + length])
@@ -57,7 +62,9 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         raise _damaged(path, "its __metadata__ is not a map of strings")
     entries = sorted(_entry(path, name, entry) for name, entry in header.items())
     _check_cover(path, entries, len(body))
-    return {e.name: _tensor(path, e, body[e.start : e.stop], metadata.get(CODED_PREFIX + e.name)) for e in entries}
+    coded = metadata.get
+    tensors = {e.name: _tensor(path, e, body[e.start : e.stop], coded(CODED_PREFIX + e.name)) for e in entries}
+    return tensors, metadata
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:

@@ -24,7 +24,7 @@ from gallium.models.config import read_spec
 from gallium.models.decoder import Model
 from gallium.models.sharding import check_divides
 from gallium.models.spec import ModelSpec
-from gallium.ops.backend import Backend, Support, choose, installed
+from gallium.ops.backend import Backend, Support, find
 from gallium.ops.handles import Precision
 from gallium.ops.interface import Ops
 from gallium.settings import EngineSettings
@@ -126,8 +126,10 @@ def assemble(
     recorder = recorder or requested(settings)
     resolved = resolve_model(model, hub=settings.hub, revision=settings.revision)
     checkpoint = open_checkpoint(resolved.path)
+    checkpoint.prefetch()
     spec = read_spec(checkpoint.config, checkpoint.generation_config)
-    backend = choose(settings.backend, installed())
+    only = checkpoint.only_backend
+    backend = find(only if only is not None and settings.backend == "auto" else settings.backend)
     text = read_tokenizer(checkpoint, need_tokenizer)
     if text is not None:
         complete_template(text, str(checkpoint.config.get("model_type")), resolved.label)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import itertools
 import queue
@@ -10,7 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,6 +26,9 @@ from gallium.engine.stopping import NoText, Stopper, TextSource
 from gallium.errors import ContextTooLong, EngineDead, GalliumError, InvalidRequest
 from gallium.ops.handles import FloatArray
 from gallium.types import Delta, SamplingParams
+
+if TYPE_CHECKING:
+    import asyncio
 
 SCORING_CHUNK = 128  # rows of logits in memory twice: at most this many per step
 
@@ -284,6 +286,8 @@ class DeltaStream(AsyncIterator[Delta]):
     """The deltas of one request, in order, all choices mixed. Made by Engine.stream inside an event loop."""
 
     def __init__(self, engine: Engine, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        import asyncio  # whoever calls this has it already; an answer on a terminal never needs it
+
         self._left = params.n  # choices still open; first, so that __del__ finds it if submit raises
         self._handle: RequestHandle | None = None
         self._queue: asyncio.Queue[Delta | GalliumError] = asyncio.Queue()

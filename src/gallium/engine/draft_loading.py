@@ -48,6 +48,7 @@ def find_draft(settings: EngineSettings, spec: ModelSpec, text: Tokenizer | None
     try:
         resolved = resolve_model(name, hub=settings.hub)
         checkpoint = open_checkpoint(resolved.path)
+        checkpoint.prefetch()
         own = read_spec(checkpoint.config, checkpoint.generation_config)
         own_text = read_tokenizer(checkpoint, needed=False)
     except GalliumError as cause:

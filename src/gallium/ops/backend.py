@@ -95,6 +95,12 @@ def installed() -> list[Backend]:
     return sorted(found, key=lambda b: (-b.priority, b.name))
 
 
+def find(name: str) -> Backend:
+    """`choose` among those that are installed; if one is named, no other one's code is loaded."""
+    points = entry_points(group=ENTRY_POINT_GROUP, name=name)
+    return choose(name, [_loaded(point) for point in points] if points else installed())
+
+
 def _loaded(point: EntryPoint) -> Backend:
     try:
         backend: Backend = point.load()

@@ -57,8 +57,8 @@ class PackedWeight(Protocol):
     """A Weight that is a part of a stored handle. Neither its bytes nor its numbers can be read."""
 
     @property
-    def packed(self) -> PackedHandle:
-        """The handle."""
+    def handle(self) -> PackedHandle:
+        """What it is a part of."""
         ...
 
 
@@ -67,12 +67,12 @@ def stored_handle(parts: Sequence[Weight]) -> PackedHandle | None:
     first = parts[0] if parts else None
     if not isinstance(first, PackedWeight):
         return None
-    if tuple(part.name for part in parts) != first.packed.parts:
+    if tuple(part.name for part in parts) != first.handle.parts:
         raise BackendError(
             f"{', '.join(part.name for part in parts[:4])} are not what was packed together "
-            f"({', '.join(first.packed.parts[:4])}): pack {first.packed.source} again."
+            f"({', '.join(first.handle.parts[:4])}): pack {first.handle.source} again."
         )
-    return first.packed
+    return first.handle
 
 
 def given_away(ops: Ops, take: Callable[[tuple[Weight, ...], Exported], None]) -> Ops:

@@ -22,7 +22,8 @@ class Tokenizer:
     """
 
     def __init__(self, parts: TokenizerParts) -> None:
-        self._core = parts.core
+        core: Any = parts.core
+        self._core = core
         self._core.no_truncation()
         self._core.no_padding()
         self.where = parts.where
@@ -31,7 +32,7 @@ class Tokenizer:
         self._added = self._core.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in self._added.items() if token.special)
         self.eos_ids = tuple(dict.fromkeys((*parts.eos_ids, *self._glm_ends())))
-        self.vocab_size = max(self._core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.vocab_size = parts.vocab_size or max(core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._rule = byte_rule(self._core.decoder, parts.where)
         self._bytes: list[bytes | None] = [None] * self.vocab_size
 
@@ -85,7 +86,7 @@ class Tokenizer:
     def _make_bytes(self, token_id: int) -> bytes:
         added = self._added.get(token_id)
         if added is not None:
-            return added.content.encode("utf-8")
+            return str(added.content).encode("utf-8")
         entry = self._core.id_to_token(token_id)
         return b"" if entry is None else self._rule.to_bytes(entry)
 

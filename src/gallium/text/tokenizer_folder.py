@@ -8,14 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from gallium.errors import TokenizerError
+from gallium.text.growing import GrowingCore
 from gallium.text.tokenizer_parts import TokenizerParts
+from gallium.text.vocabulary import VOCABULARY_FILE, read_vocabulary
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ADVICE = "Copy the model's tokenizer.json there, or fetch the model again."
 
 
 def read_folder(path: Path) -> TokenizerParts:
-    """The tokenizer of a checkpoint folder. Raises TokenizerError if it is missing or damaged."""
+    """The tokenizer of a checkpoint folder. Raises TokenizerError if it is missing or damaged.
+
+    A packed folder has its vocabulary in a second form (vocabulary.py), which is used if it is that of the JSON.
+    """
+    packed = read_vocabulary(path)
+    if packed is None:
+        return read_files(path)
+    about, vocabulary = packed
+    return TokenizerParts(
+        core=GrowingCore(about, vocabulary, whole=lambda: read_files(path).core),
+        where=str(path / VOCABULARY_FILE),
+        special_tokens=about.special_tokens,
+        eos_ids=tuple(about.eos_ids),
+        chat_template=about.chat_template,
+        vocab_size=vocabulary.size,
+    )
+
+
+def read_files(path: Path) -> TokenizerParts:
+    """The tokenizer as its own files have it, whole."""
     file = path / "tokenizer.json"
     config = _config(path)
     if not file.is_file():

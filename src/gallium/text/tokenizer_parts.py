@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import tokenizers
 
+    from gallium.text.growing import GrowingCore
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizerParts:
     """What a reader of one kind of file found."""
 
-    core: tokenizers.Tokenizer
+    core: tokenizers.Tokenizer | GrowingCore
     where: str
     special_tokens: dict[str, str] = field(default_factory=dict)
     """`bos_token`, `eos_token`, … as the chat template sees them."""
     eos_ids: tuple[int, ...] = ()
     chat_template: str | None = None
+    vocab_size: int | None = None
+    """One more than the largest id, where that is known without a look at all of them."""

@@ -39,7 +39,7 @@ class StoredPart:
 
     name: str
     shape: tuple[int, ...]
-    packed: PackedHandle
+    handle: PackedHandle
     storage: str = STORAGE
     quantisation: None = None
 
@@ -122,16 +122,16 @@ def test_what_does_not_fit_is_refused() -> None:
     refused("not what was packed together", k, q)
     refused("not what was packed together", q)
     refused("packed in int8 and cannot run in int4: leave out --precision", q, k, by=CpuOps("int4"))
-    other = replace(q.packed, layout="cpu-panels-0")
-    refused("layout 'cpu-panels-0'.*pack the-model again", *(replace(part, packed=other) for part in (q, k)))
+    other = replace(q.handle, layout="cpu-panels-0")
+    refused("layout 'cpu-panels-0'.*pack the-model again", *(replace(part, handle=other) for part in (q, k)))
     taller = replace(q, shape=(40, 64))
     refused("is damaged.*where .1, 56, 64. is needed", taller, k)
-    short = replace(q.packed, arrays={"panels.0": q.packed.arrays["panels.0"][:-64]})
-    refused("damaged: another size", *(replace(part, packed=short) for part in (q, k)))
-    crooked = replace(q.packed, arrays={"panels.0": aligned(np.zeros(4096, np.uint8))[8:]})
-    refused("cache line", *(replace(part, packed=crooked) for part in (q, k)))
-    empty = replace(q.packed, arrays={})
-    refused("'panels.0' is missing", *(replace(part, packed=empty) for part in (q, k)))
+    short = replace(q.handle, arrays={"panels.0": q.handle.arrays["panels.0"][:-64]})
+    refused("damaged: another size", *(replace(part, handle=short) for part in (q, k)))
+    crooked = replace(q.handle, arrays={"panels.0": aligned(np.zeros(4096, np.uint8))[8:]})
+    refused("cache line", *(replace(part, handle=crooked) for part in (q, k)))
+    empty = replace(q.handle, arrays={})
+    refused("'panels.0' is missing", *(replace(part, handle=empty) for part in (q, k)))
 
 
 @pytest.mark.parametrize("precision", KINDS)
