@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention_kernel.h"
+#include "attention_shared.h"
 #include "buffer.h"
 #include "level.h"
 #include "pool.h"
@@ -23,12 +24,7 @@ const AttentionKernels& attention_kernels() {
 
 namespace {
 
-constexpr int kTileRows = 64;                       // query rows that share one pass over the keys
 constexpr size_t kSplitBytes = size_t{64} << 20;    // most memory for partial results
-
-struct Tile {
-    int32_t seq, first, tokens;  // tokens [first, first + tokens) of the step
-};
 
 class Attention {
 public:
@@ -49,8 +45,9 @@ public:
             scratch = larger(scratch, kernels.scratch_bytes(t, kv));
             state = larger(state, state_bytes(t, kv));
         }
-        const bool split = units < 3 * threads() && splits > 1 && state * splits * units < kSplitBytes;
-        return split ? run_split(units, splits, line(scratch), line(state)) : run_whole(units, line(scratch), line(state));
+        const bool few = units < 3 * threads() && splits > 1, shared = find_shared();
+        if ((few || shared) && state * splits * units < kSplitBytes) return run_split(units, shared);
+        return run_whole(units, line(scratch), line(state));
     }
 
 private:
@@ -62,6 +59,13 @@ private:
     static SoftmaxState state_at(char* memory, const QueryTile& t) {
         float* f = reinterpret_cast<float*>(memory);
         return {f, f + rows_of(t), f + 2 * rows_of(t)};
+    }
+    static SoftmaxState from_row(const SoftmaxState& s, int64_t row, const KvView& kv) {
+        return {s.maximum + row, s.sum + row, s.mix + row * padded(kv.value_dim)};
+    }
+
+    bool find_shared() {
+        return !a.selected && a.cache.layout == 0 && shared_splits(a.batch, tiles_, group_, a.cache.block_size);
     }
 
     void cut_tiles() {
@@ -87,6 +91,9 @@ private:
     }
 
     // Unit u is one tile and one KV head; the last tiles, which see the most keys, come first.
+    int unit_of(int tile, int head) const {
+        return static_cast<int>((tiles_.size() - 1 - tile) * a.cache.kv_heads) + head;
+    }
     const Tile& tile_of(int u) const { return tiles_[tiles_.size() - 1 - u / a.cache.kv_heads]; }
 
     QueryTile tile(int u) const {
@@ -95,6 +102,7 @@ private:
         const int32_t tokens_after = a.batch.query_start[t.seq + 1] - t.first - 1;
         QueryTile q;
         q.q = a.q + t.first * a.q_stride + head * a.q_dim;
+        q.places = nullptr;
         q.q_rope = a.q_rope ? a.q_rope + t.first * a.q_rope_stride + head * a.q_rope_dim : nullptr;
         q.out = a.out + (t.first * a.heads + head) * a.out_dim;
         q.q_stride = a.q_stride;
@@ -115,7 +123,7 @@ private:
         const ga_cache& c = a.cache;
         KvView kv;
         kv.panels = c.layout == 0;
-        kv.bf16 = c.bf16 != 0;
+        kv.element = static_cast<int>(c.element);
         kv.keys = c.keys;
         kv.values = c.layout == 2 ? c.keys : c.values;
         kv.blocks = a.batch.block_tables + t.seq * a.batch.max_blocks;
@@ -150,22 +158,61 @@ private:
         return true;
     }
 
-    // Few units, long contexts: the splits themselves are shared out, then merged in the same order as above.
-    bool run_split(int units, int splits, size_t scratch, size_t state) {
-        const size_t parts = static_cast<size_t>(units) * splits * state;
-        char* memory = buffer().get(parts + scratch * threads());
+    // The queries of a piece: those of its one tile, or those of all tiles that share the split.
+    QueryTile queries(const Piece& piece, int head) const {
+        const int unit = unit_of(piece.tiles[0], head);
+        QueryTile q = tile(unit);
+        if (piece.tiles.size() == 1) return q;
+        q.q = a.q + static_cast<int64_t>(head) * group_ * a.q_dim;
+        q.places = piece.places.data();
+        q.tokens = static_cast<int32_t>(piece.places.size());
+        q.first_length = (piece.split + 1) * kSplit;  // every token sees the whole split
+        return q;
+    }
+
+    // Few units and long contexts, or contexts that begin alike: the splits themselves are shared out, then merged in
+    // the same order as above.
+    bool run_split(int units, bool shared) {
+        const int heads = static_cast<int>(a.cache.kv_heads);
+        std::vector<int> splits;
+        for (size_t t = 0; t < tiles_.size(); ++t) {
+            const int own = splits_of(tile(unit_of(static_cast<int>(t), 0)));
+            splits.push_back(own > 0 ? own : 1);  // an empty selection has a result too: zeros
+        }
+        const auto pieces = cut_pieces(a.batch, tiles_, splits, group_, a.cache.block_size, shared);
+        std::vector<size_t> at;  // where the partial results of each piece and head begin
+        std::vector<std::vector<std::pair<int, int64_t>>> parts(tiles_.size());  // per tile and split: piece, first row
+        size_t bytes = 0, scratch = 0;
+        for (size_t p = 0; p < pieces.size(); ++p) {
+            const QueryTile q = queries(pieces[p], 0);
+            const KvView kv = view(unit_of(pieces[p].tiles[0], 0));
+            scratch = larger(scratch, line(kernels.scratch_bytes(q, kv)));
+            for (int h = 0; h < heads; ++h, bytes += line(state_bytes(q, kv))) at.push_back(bytes);
+            int64_t row = 0;
+            for (const int t : pieces[p].tiles) {
+                parts[t].push_back({static_cast<int>(p), row});
+                row += static_cast<int64_t>(tiles_[t].tokens) * group_;
+            }
+        }
+        char* memory = buffer().get(bytes + scratch * threads());
         if (!memory) return false;
-        parallel(units * splits, [&](int task, int worker) {
-            const int u = task / splits, s = task % splits;
-            const QueryTile t = tile(u);
-            if (s < splits_of(t)) kernels.split(t, view(u), s, state_at(memory + state * task, t), memory + parts + scratch * worker);
+        parallel(static_cast<int>(pieces.size()) * heads, [&](int task, int worker) {
+            const Piece& piece = pieces[task / heads];
+            const QueryTile q = queries(piece, task % heads);
+            kernels.split(q, view(unit_of(piece.tiles[0], task % heads)), piece.split, state_at(memory + at[task], q),
+                          memory + bytes + scratch * worker);
         });
         parallel(units, [&](int u, int) {
             const QueryTile t = tile(u);
             const KvView kv = view(u);
-            char* first = memory + state * splits * u;
-            const SoftmaxState total = state_at(first, t);
-            for (int s = 1; s < splits_of(t); ++s) kernels.merge(t, kv, s, total, state_at(first + state * s, t));
+            const int head = u % heads;
+            const auto& mine = parts[tiles_.size() - 1 - u / heads];
+            const auto part = [&](int s) {
+                const int task = mine[s].first * heads + head;
+                return from_row(state_at(memory + at[task], queries(pieces[mine[s].first], head)), mine[s].second, kv);
+            };
+            const SoftmaxState total = part(0);
+            for (int s = 1; s < splits_of(t); ++s) kernels.merge(t, kv, s, total, part(s));
             kernels.finish(t, kv, total);
         });
         return true;

@@ -1,5 +1,6 @@
 // Body of attention over a 16-lane vector type V: chunks into splits, merge, finish.
 #pragma once
+#include "attention_codes.h"
 #include "attention_tiles.h"
 
 namespace ga {
@@ -11,15 +12,22 @@ struct AttentionScratch {
     float* fade;     // [rows]
     float* keys;     // gathered panels
     float* values;
+    float* q_step;        // 8-bit caches only: [rows]
+    float* weight_step;   // [rows]
+    int16_t* q_codes;     // [rows][code width]
+    int16_t* weights;     // [rows][kChunk]
 };
 
 static inline int key_dim_of(const KvView& kv) { return (kv.key_dim + 1) / 2 * 2; }
+
+static inline int code_width(const KvView& kv) { return padded(key_dim_of(kv)); }
 
 template <class V>
 size_t attention_scratch(const QueryTile& t, const KvView& kv) {
     const size_t rows = static_cast<size_t>(rows_of(t));
     const size_t gathered = kv.panels ? 0 : static_cast<size_t>(kChunk) * (key_dim_of(kv) + padded(kv.value_dim));
-    return sizeof(float) * (rows * (key_dim_of(kv) + kChunk + 1) + gathered + 64);
+    const size_t codes = kv.element == GA_KV_INT8 ? rows * (2 + (code_width(kv) + kChunk) / 2) : 0;
+    return sizeof(float) * (rows * (key_dim_of(kv) + kChunk + 1) + gathered + codes + 64);
 }
 
 static inline AttentionScratch cut(const QueryTile& t, const KvView& kv, void* scratch) {
@@ -30,19 +38,34 @@ static inline AttentionScratch cut(const QueryTile& t, const KvView& kv, void* s
     s.keys = s.scores + rows * kChunk;
     s.values = s.keys + (kv.panels ? 0 : static_cast<size_t>(kChunk) * key_dim_of(kv));
     s.fade = s.values + (kv.panels ? 0 : static_cast<size_t>(kChunk) * padded(kv.value_dim));
+    s.q_step = s.fade + rows;
+    s.weight_step = s.q_step + rows;
+    s.q_codes = reinterpret_cast<int16_t*>(s.weight_step + rows);
+    s.weights = s.q_codes + rows * code_width(kv);
     return s;
 }
 
 static inline void copy_queries(const QueryTile& t, int dim, float* to) {
-    for (int i = 0; i < t.tokens; ++i)
+    for (int i = 0; i < t.tokens; ++i) {
+        const int64_t at = t.places ? t.places[i] : i;
         for (int h = 0; h < t.group; ++h, to += dim) {
-            const float* q = t.q + i * t.q_stride + static_cast<int64_t>(h) * t.q_dim;
+            const float* q = t.q + at * t.q_stride + static_cast<int64_t>(h) * t.q_dim;
             int d = 0;
             for (; d < t.q_dim; ++d) to[d] = q[d];
             for (int r = 0; r < t.q_rope_dim; ++r, ++d)
-                to[d] = t.q_rope[i * t.q_rope_stride + static_cast<int64_t>(h) * t.q_rope_dim + r];
+                to[d] = t.q_rope[at * t.q_rope_stride + static_cast<int64_t>(h) * t.q_rope_dim + r];
             for (; d < dim; ++d) to[d] = 0.0f;
         }
+    }
+}
+
+// Queries times the score's scale as 16-bit codes, each row with a step of its own.
+template <class V>
+void code_queries(const QueryTile& t, const KvView& kv, const AttentionScratch& s) {
+    const int dim = key_dim_of(kv), width = code_width(kv), rows = rows_of(t);
+    const float range = query_range(dim);
+    for (int64_t r = 0; r < rows; ++r)
+        s.q_step[r] = to_codes<V>(s.q + r * dim, dim, range, s.q_codes + r * width) * t.scale;
 }
 
 static inline float element(const float* p) { return *p; }
@@ -83,70 +106,119 @@ inline void softmax_row(float* scores, int count, float& maximum, float& sum, fl
         s[p] = V::exp(V::sub(s[p], base));
         V::store(scores + p * kPanel, s[p]);
     }
-    fade = V::first(V::exp(V::set1(maximum - now)));
+    fade = maximum == now ? 1.0f : V::first(V::exp(V::set1(maximum - now)));
     sum = sum * fade + V::reduce_add(V::add(V::add(s[0], s[1]), V::add(s[2], s[3])));
     maximum = now;
 }
 
+// The panels of one chunk, and those whose memory is fetched meanwhile: values while keys are read, then the next keys.
+template <class T>
+struct Panels {
+    const T* keys[kChunkPanels];
+    const T* values[kChunkPanels];
+    const T* next[kChunkPanels];
+    int count;
+};
+
+static inline int keys_seen(const QueryTile& t, int row, int start) {
+    const int seen = t.first_length + row / t.group - start;
+    return seen < kChunk ? seen : kChunk;
+}
+
 // One chunk: scores, softmax update, weighted values, for the tokens from `first` on.
 template <class V, class T>
-void chunk(const QueryTile& t, const KvView& kv, int start, int first, const T* const* keys, const T* const* values,
+void chunk(const QueryTile& t, const KvView& kv, int start, int first, const Panels<T>& panels,
            const AttentionScratch& s, const SoftmaxState& state) {
     const int rows = rows_of(t), from = first * t.group, dim = key_dim_of(kv), value_dim = padded(kv.value_dim);
-    const int left = last_length(t) - start;
-    const int panels = left >= kChunk ? kChunkPanels : (left + kPanel - 1) / kPanel;
-    scores_of<V, T>(s.q + static_cast<int64_t>(from) * dim, rows - from, dim, keys, panels, t.scale,
-                    s.scores + static_cast<int64_t>(from) * kChunk);
-    for (int r = from; r < rows; ++r) {
-        const int seen = t.first_length + r / t.group - start;
-        softmax_row<V>(s.scores + static_cast<int64_t>(r) * kChunk, seen < kChunk ? seen : kChunk, state.maximum[r],
+    scores_of<V, T>(s.q + static_cast<int64_t>(from) * dim, rows - from, dim, panels.keys, panels.values, panels.count,
+                    t.scale, s.scores + static_cast<int64_t>(from) * kChunk);
+    for (int r = from; r < rows; ++r)
+        softmax_row<V>(s.scores + static_cast<int64_t>(r) * kChunk, keys_seen(t, r, start), state.maximum[r],
                        state.sum[r], s.fade[r]);
-    }
     // A token mixes exactly the keys that it sees: on the diagonal tokens go one by one, below it all at once.
     for (int i = first; i < t.tokens;) {
         const int seen = t.first_length + i - start;
         const int together = seen >= kChunk ? t.tokens - i : 1;
         const int64_t r = static_cast<int64_t>(i) * t.group;
-        mix_values<V, V::kMixVectors, T>(s.scores + r * kChunk, s.fade + r, together * t.group, values, value_dim, 0,
-                                         seen < kChunk ? seen : kChunk, state.mix + r * value_dim);
+        mix_values<V, V::kMixVectors, T>(s.scores + r * kChunk, s.fade + r, together * t.group, panels.values,
+                                         panels.next, value_dim, 0, seen < kChunk ? seen : kChunk,
+                                         state.mix + r * value_dim);
         i += together;
     }
 }
 
-template <class V, class T>
-void chunk_in_place(const QueryTile& t, const KvView& kv, int start, int first, const AttentionScratch& s,
-                    const SoftmaxState& state) {
-    const T* keys[kChunkPanels];
-    const T* values[kChunkPanels];
-    const int left = last_length(t) - start;
-    for (int p = 0; p < kChunkPanels && p * kPanel < left; ++p) {
-        const int position = start + p * kPanel;
-        const int64_t unit = kv.blocks[position / kv.block_size] * kv.block_units + kv.head_offset +
-                             position % kv.block_size / kPanel;
-        keys[p] = static_cast<const T*>(kv.keys) + unit * kPanel * kv.key_dim;
-        values[p] = static_cast<const T*>(kv.values) + unit * kPanel * kv.value_dim;
+// The same over 8-bit codes. Products and their sums are integers, so keys that a token does not see may go along with
+// a weight of zero.
+template <class V>
+void chunk_of_codes(const QueryTile& t, const KvView& kv, int start, int first, const Panels<int8_t>& panels,
+                    const AttentionScratch& s, const SoftmaxState& state) {
+    const int rows = rows_of(t), from = first * t.group, value_dim = padded(kv.value_dim), width = code_width(kv);
+    for (int p = 0; p < panels.count; ++p)
+        score_codes<V, V::kCodeRows>(s.q_codes + static_cast<int64_t>(from) * width, s.q_step + from, rows - from,
+                                    key_dim_of(kv), width, panels.keys + p, panels.values + p,
+                                    s.scores + static_cast<int64_t>(from) * kChunk + p * kPanel);
+    for (int r = from; r < rows; ++r) {
+        float* scores = s.scores + static_cast<int64_t>(r) * kChunk;
+        const int seen = keys_seen(t, r, start);
+        softmax_row<V>(scores, seen, state.maximum[r], state.sum[r], s.fade[r]);
+        s.weight_step[r] = weight_codes<V>(scores, seen, panels.values, s.weights + static_cast<int64_t>(r) * kChunk);
     }
-    chunk<V, T>(t, kv, start, first, keys, values, s, state);
+    for (int d = 0; d < value_dim; d += 16) {
+        const int8_t* values[kChunkPanels];
+        const int8_t* next[kChunkPanels];
+        for (int p = 0; p < panels.count; ++p) {
+            values[p] = panels.values[p] + d * 2;
+            next[p] = panels.next[p] + d * kPanel;
+        }
+        mix_codes<V, V::kCodeRows>(s.weights + static_cast<int64_t>(from) * kChunk, s.weight_step + from, s.fade + from,
+                                  rows - from, values, next, panels.count, value_dim,
+                                  state.mix + static_cast<int64_t>(from) * value_dim + d);
+    }
+}
+
+// Where the panel of `position` lies, counted in panels; of keys and of values alike.
+static inline int64_t panel_of(const KvView& kv, int position) {
+    return kv.blocks[position / kv.block_size] * kv.block_units + kv.head_offset +
+           position % kv.block_size / kPanel;
+}
+
+template <class T>
+Panels<T> panels_in_place(const QueryTile& t, const KvView& kv, int start) {
+    constexpr int head = sizeof(T) == 1 ? kStepBytes : 0;  // elements before a panel's codes
+    const int64_t key_size = kPanel * kv.key_dim + head, value_size = kPanel * kv.value_dim + head;
+    const auto* keys = static_cast<const T*>(kv.keys) + head;
+    const auto* values = static_cast<const T*>(kv.values) + head;
+    const int end = last_length(t), known = t.places ? t.first_length : end;  // so far the block table goes for certain
+    Panels<T> found;
+    found.count = 0;
+    for (int position = start; position < end && found.count < kChunkPanels; position += kPanel) {
+        const int64_t at = panel_of(kv, position);
+        const int ahead = position + kChunk;
+        found.keys[found.count] = keys + at * key_size;
+        found.values[found.count] = values + at * value_size;
+        found.next[found.count++] = keys + (ahead < known ? panel_of(kv, ahead) : at) * key_size;
+    }
+    return found;
 }
 
 template <class V>
 void chunk_gathered(const QueryTile& t, const KvView& kv, int start, int first, const AttentionScratch& s,
                     const SoftmaxState& state) {
-    const float* keys[kChunkPanels];
-    const float* values[kChunkPanels];
     const int left = last_length(t) - start, count = left < kChunk ? left : kChunk;
-    if (kv.bf16)
+    if (kv.element == GA_KV_BFLOAT16)
         gather<V, uint16_t>(kv, start, count, s);
     else
         gather<V, float>(kv, start, count, s);
+    Panels<float> panels;
+    panels.count = (count + kPanel - 1) / kPanel;
     for (int p = 0; p < kChunkPanels; ++p) {
-        keys[p] = s.keys + static_cast<int64_t>(p) * kPanel * key_dim_of(kv);
-        values[p] = s.values + static_cast<int64_t>(p) * kPanel * padded(kv.value_dim);
+        panels.keys[p] = panels.next[p] = s.keys + static_cast<int64_t>(p) * kPanel * key_dim_of(kv);
+        panels.values[p] = s.values + static_cast<int64_t>(p) * kPanel * padded(kv.value_dim);
     }
-    chunk<V, float>(t, kv, start, first, keys, values, s, state);
+    chunk<V, float>(t, kv, start, first, panels, s, state);
 }
 
-// The first token that sees key `position`.
+// The first token of the tile that sees `position`.
 static inline int first_token(const QueryTile& t, int position) {
     const int i = position - t.first_length + 1;
     return i < 0 ? 0 : i;
@@ -157,6 +229,7 @@ void attention_split(const QueryTile& t, const KvView& kv, int split, const Soft
     const AttentionScratch s = cut(t, kv, scratch);
     const int rows = rows_of(t), value_dim = padded(kv.value_dim);
     copy_queries(t, key_dim_of(kv), s.q);
+    if (kv.element == GA_KV_INT8) code_queries<V>(t, kv, s);
     for (int r = first_token(t, split * kSplit) * t.group; r < rows; ++r) {
         state.maximum[r] = -__builtin_inff();
         state.sum[r] = 0.0f;
@@ -168,10 +241,12 @@ void attention_split(const QueryTile& t, const KvView& kv, int split, const Soft
         const int first = first_token(t, start);
         if (!kv.panels)
             chunk_gathered<V>(t, kv, start, first, s, state);
-        else if (kv.bf16)
-            chunk_in_place<V, uint16_t>(t, kv, start, first, s, state);
+        else if (kv.element == GA_KV_INT8)
+            chunk_of_codes<V>(t, kv, start, first, panels_in_place<int8_t>(t, kv, start), s, state);
+        else if (kv.element == GA_KV_BFLOAT16)
+            chunk<V, uint16_t>(t, kv, start, first, panels_in_place<uint16_t>(t, kv, start), s, state);
         else
-            chunk_in_place<V, float>(t, kv, start, first, s, state);
+            chunk<V, float>(t, kv, start, first, panels_in_place<float>(t, kv, start), s, state);
     }
 }
 

@@ -3,6 +3,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "gallium/attention.h"
+
 namespace ga {
 
 // Attention walks a context in chunks, sums chunks into splits, and merges splits in order. All three are aligned to
@@ -14,7 +16,7 @@ constexpr int kChunkPanels = kChunk / kPanel;
 
 // Where one sequence's keys and values lie, for one KV head. Three layouts:
 //  panels   keys [block][head][panel][dim/2][16][2], values [block][head][panel][8][v_dim][2] (bf16: pairs; float: split
-//           into [..][2][16] and [16][v_dim]), read in place
+//           into [..][2][16] and [16][v_dim]), read in place; of 8-bit codes each panel has its steps before it
 //  rows     [block][head][offset][width], gathered into panels; for block sizes that are no multiple of 16
 //  latent   as rows, with one row holding latent and rope key: the value is the start of the key
 struct KvView {
@@ -30,12 +32,14 @@ struct KvView {
     int32_t key_width;         // elements between rows (rows and latent)
     int32_t value_width;
     bool panels;
-    bool bf16;
+    int element;               // GA_KV_FLOAT32, GA_KV_BFLOAT16 or GA_KV_INT8
 };
 
-// Queries that share one KV head: consecutive tokens of one sequence times the heads of the group.
+// Queries that share one KV head: consecutive tokens of one sequence times the heads of the group. Or, for a split that
+// several sequences share, tokens of all of these.
 struct QueryTile {
     const float* q;            // first token, first head of the group
+    const int32_t* places;     // of a token's query, counted in tokens from `q`; null: one after the other
     const float* q_rope;       // second part of the query (latent attention), or null
     float* out;
     int64_t q_stride, q_rope_stride, out_stride;  // elements between tokens

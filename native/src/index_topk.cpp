@@ -19,7 +19,7 @@ struct Worker {
 };
 
 float element(const ga_cache& c, int64_t at) {
-    if (!c.bf16) return static_cast<const float*>(c.keys)[at];
+    if (c.element == GA_KV_FLOAT32) return static_cast<const float*>(c.keys)[at];
     const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(c.keys)[at]) << 16;
     float f;
     memcpy(&f, &bits, sizeof f);

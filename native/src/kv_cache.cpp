@@ -34,6 +34,45 @@ void store_panels(const ga_cache& c, int64_t block, int64_t offset, const float*
     }
 }
 
+// The step of a vector: its largest magnitude is 127 steps. Not a number if one of x is not finite.
+inline float step_of(const float* x, int64_t count) {
+    float most = 0.0f;
+    for (int64_t d = 0; d < count; ++d) {
+        const float a = x[d] < 0.0f ? -x[d] : x[d];
+        if (!(a <= 3.402823466e38f)) return __builtin_nanf("");
+        most = a > most ? a : most;
+    }
+    return most / 127.0f;
+}
+
+// x / step to the nearest integer, half to even; |x| <= 127 steps.
+inline int8_t code_of(float x, float step) {
+    if (!(step > 0.0f)) return 0;
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const float steps = x / step;     // beyond 127 only where steps are subnormal
+    return static_cast<int8_t>(((steps > 127.0f ? 127.0f : steps < -127.0f ? -127.0f : steps) + magic) - magic);
+}
+
+// Codes lie as bfloat16 does; before those of each panel are the steps of its keys.
+void store_codes(const ga_cache& c, int64_t block, int64_t offset, const float* k, const float* v) {
+    constexpr int64_t steps = kLanes * static_cast<int64_t>(sizeof(float));
+    const int64_t panels = c.block_size / kLanes, lane = offset % kLanes;
+    const uint16_t* like = nullptr;
+    for (int64_t h = 0; h < c.kv_heads; ++h) {
+        const int64_t panel = (block * c.kv_heads + h) * panels + offset / kLanes;
+        int8_t* key = static_cast<int8_t*>(c.keys) + panel * (kLanes * c.key_dim + steps);
+        int8_t* value = static_cast<int8_t*>(c.values) + panel * (kLanes * c.value_dim + steps);
+        const float* key_from = k + h * c.key_used;
+        const float* value_from = v + h * c.value_used;
+        const float key_step = step_of(key_from, c.key_used), value_step = step_of(value_from, c.value_used);
+        reinterpret_cast<float*>(key)[lane] = key_step;
+        reinterpret_cast<float*>(value)[lane] = value_step;
+        for (int64_t d = 0; d < c.key_used; ++d) key[steps + key_at(like, d, lane)] = code_of(key_from[d], key_step);
+        for (int64_t d = 0; d < c.value_used; ++d)
+            value[steps + value_at(like, c.value_dim, lane, d)] = code_of(value_from[d], value_step);
+    }
+}
+
 template <class T>
 void store_rows(const ga_cache& c, int64_t block, int64_t offset, const float* k, const float* v) {
     for (int64_t h = 0; h < c.kv_heads; ++h) {
@@ -65,7 +104,9 @@ void store(const ga_cache& c, int32_t slot, const float* k, const float* v) {
 }  // namespace
 
 void store_token(const ga_cache& cache, int32_t slot, const float* k, const float* v) {
-    if (cache.bf16)
+    if (cache.element == GA_KV_INT8)
+        store_codes(cache, slot / cache.block_size, slot % cache.block_size, k, v);
+    else if (cache.element == GA_KV_BFLOAT16)
         store<uint16_t>(cache, slot, k, v);
     else
         store<float>(cache, slot, k, v);

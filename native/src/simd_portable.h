@@ -11,7 +11,10 @@ struct Portable {
     static constexpr int kDotRows = 2;    // rows of a score tile: what the registers of a 128-bit machine hold
     static constexpr int kMixRows = 2;    // rows of a value tile
     static constexpr int kWidePanels = 1; // panels of a score tile
+    static constexpr int kFewRows = 1;    // up to so many rows take …
+    static constexpr int kFewPanels = 2;  // … so many panels at once
     static constexpr int kMixVectors = 2; // vectors of a value tile
+    static constexpr int kCodeRows = 2;   // rows of a tile of 8-bit codes
 
     struct F {
         float v[16];
@@ -96,6 +99,38 @@ struct Portable {
     static inline void load_pairs(const float* p, F& even, F& odd) {
         even = load(p);
         odd = load(p + 16);
+    }
+    // Sixteen pairs of 8-bit codes, and sixteen sums of 32 bits.
+    struct Codes {
+        int8_t v[32];
+    };
+    struct I {
+        int32_t v[16];
+    };
+    static inline I zero_int() { return I{}; }
+    static inline Codes load_codes(const int8_t* p) {
+        Codes r;
+        memcpy(r.v, p, sizeof r.v);
+        return r;
+    }
+    // sum + a pair of 16-bit integers times each pair of codes; the caller keeps sums within 32 bits.
+    static inline I dot(I sum, int32_t pair, const Codes& c) {
+        const int32_t a = static_cast<int16_t>(pair & 0xFFFF), b = pair >> 16;
+        for (int i = 0; i < 16; ++i) sum.v[i] += a * c.v[2 * i] + b * c.v[2 * i + 1];
+        return sum;
+    }
+    static inline F to_float(const I& a) {
+        F r;
+        for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(a.v[i]);
+        return r;
+    }
+    // Rounded to even; |a| <= 32767.
+    static inline void store_codes(int16_t* p, const F& a) {
+        const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+        for (int i = 0; i < 16; ++i) {
+            const float whole = (a.v[i] + magic) - magic;
+            p[i] = whole == whole ? static_cast<int16_t>(whole) : int16_t{0};
+        }
     }
     static inline float from_bf16(uint16_t h) { return from_bits(static_cast<uint32_t>(h) << 16); }
     static inline float from_bits(uint32_t u) {

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, get_args
 from gallium.errors import UsageError
 
 PrecisionChoice = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"]
+KvPrecisionChoice = Literal["auto", "float32", "bfloat16", "int8"]
 Hub = Literal["huggingface", "modelscope"]
 Speculation: TypeAlias = str  # "off", "ngram", or the model that drafts
 KNOWN_VARIABLES = {
@@ -48,6 +49,7 @@ class EngineSettings:
     tp: int = 1  # ranks of one tensor-parallel group
     dp: int | None = None  # groups with sequences of their own; None: what `ep` needs, else 1
     ep: int = 1  # ranks that share the experts: all of them, or 1
+    kv_precision: KvPrecisionChoice = "auto"
     kv_memory: int | None = None  # bytes of each rank; None: a share of the free memory, see engine/memory.py
     block_size: int | None = None  # tokens per KV block; None: what the backend likes
     max_context: int | None = None  # tokens; None: what the model allows and the cache holds
@@ -64,6 +66,10 @@ class EngineSettings:
                 raise UsageError(
                     f"unknown precision {precision!r}; choose from {', '.join(get_args(PrecisionChoice))}."
                 )
+        if self.kv_precision not in get_args(KvPrecisionChoice):
+            raise UsageError(
+                f"unknown KV precision {self.kv_precision!r}; choose from {', '.join(get_args(KvPrecisionChoice))}."
+            )
         if self.hub not in get_args(Hub):
             raise UsageError(f"unknown hub {self.hub!r}; choose from {', '.join(get_args(Hub))}.")
         for name in ("threads", "dp", "kv_memory", "block_size", "max_context"):

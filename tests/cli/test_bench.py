@@ -48,6 +48,7 @@ def test_json_of_a_backend_that_knows_no_limits(gallium, tiny):
         "model": "tiny (random weights)",
         "arch": "glm4_moe",
         "precision": "float32",
+        "kv_precision": "float32",
         "backend": "reference",
         "weight_bytes": None,
         "limits": {"read_bytes_per_second": None, "operations_per_second": None},

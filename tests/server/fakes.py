@@ -20,6 +20,7 @@ from gallium.server.app import make_server
 from gallium.server.lifecycle import Server
 from gallium.server.listener import listen, url_of
 from gallium.server.settings import ServerSettings
+from gallium.settings import EngineSettings
 from gallium.text.detokenizer import Detokenizer
 from gallium.text.template import ChatTemplate
 from gallium.text.tokenizer import Tokenizer
@@ -200,6 +201,8 @@ class FakeAssembly:
     emulated: bool = False
     kv: KvPlan = field(default_factory=lambda: KvPlan(256, 1 << 20, 1000))
     draft: Draft | None = None
+    kv_precision: str | None = "float32"
+    settings: EngineSettings = field(default_factory=EngineSettings)
 
     @property
     def runner(self) -> ScriptedRunner:

@@ -6,7 +6,11 @@
 extern "C" {
 #endif
 
-/* One layer's cache. Element type: bfloat16 if bf16, else float32.
+enum { GA_KV_FLOAT32 = 0, GA_KV_BFLOAT16 = 1, GA_KV_INT8 = 2 };
+
+/* One layer's cache. `element` says which type keys and values have. GA_KV_INT8 is for layout 0 only: of each token and
+ * head, codes = round(x / step) with step = max |x| / 127, and before the codes of a panel (as bfloat16: [key_dim / 2]
+ * [16][2], [8][value_dim][2]) stand the steps of its 16 keys, float32.
  *   layout 0, panels: keys [blocks][kv_heads][block_size / 16] panels of [key_dim / 2][16][2] (float32: [.][2][16]);
  *                     values likewise panels of [8][value_dim][2] (float32: [16][value_dim]).
  *                     block_size % 16 == 0, key_dim even, value_dim % 16 == 0 (padded by the caller).
@@ -19,7 +23,7 @@ typedef struct {
     int64_t blocks, block_size, kv_heads;
     int64_t key_dim, value_dim;           /* as stored */
     int64_t key_used, value_used;         /* as in k and v; the rest is padding and stays zero */
-    int64_t bf16, layout;
+    int64_t element, layout;
 } ga_cache;
 
 /* The sequences of a step, as in gallium.ops.handles.Step. */

@@ -110,6 +110,11 @@ GA_EMULATED __m512 cvtepu32_ps(__m512i a) {
     typedef float F __attribute__((vector_size(64), may_alias));
     return (__m512)__builtin_convertvector((U32)a, F);
 }
+// Saturated; packs works within halves of 128 bits.
+GA_EMULATED __m256i cvtsepi32_epi16(__m512i a) {
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(half_of<__m256i>(a, 0), half_of<__m256i>(a, 1)), 0xD8);
+}
+
 GA_EMULATED __m512i cvtps_epi32(__m512 a) {
     return joined<__m512i>(_mm256_cvtps_epi32(half_of<__m256>(a, 0)), _mm256_cvtps_epi32(half_of<__m256>(a, 1)));
 }
@@ -150,6 +155,13 @@ GA_EMULATED __m512 dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
     return GA_HALVES_PS(_mm256_fmadd_ps, (__m512)(x << 16), (__m512)(y << 16), sum);
 }
 // Four unsigned bytes of a times four signed bytes of b; no product or pair leaves 16 bits once they are widened.
+GA_EMULATED __m512i dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
+    const auto half = [&](int i) {
+        return _mm256_add_epi32(half_of<__m256i>(sum, i), _mm256_madd_epi16(half_of<__m256i>(a, i), half_of<__m256i>(b, i)));
+    };
+    return joined<__m512i>(half(0), half(1));
+}
+
 GA_EMULATED __m512i dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     const __m512i a_even = (__m512i)((U16)a & 0xFF), a_odd = (__m512i)((U16)a >> 8);
     const __m512i b_even = (__m512i)((I16)((U16)b << 8) >> 8), b_odd = (__m512i)((I16)b >> 8);

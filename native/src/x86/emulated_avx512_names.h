@@ -57,6 +57,7 @@
 #define _mm512_cvtps_pd(a) ga_emulated::cvtps_pd(a)
 #define _mm512_cvtneps_pbh(a) ga_emulated::cvtneps_pbh(a)
 #define _mm512_cvtne2ps_pbh(high, low) ga_emulated::cvtne2ps_pbh(high, low)
+#define _mm512_cvtsepi32_epi16(a) ga_emulated::cvtsepi32_epi16(a)
 #define _mm512_cvtepi32_epi8(a) ga_emulated::lanes_to<int32_t, int8_t, __m512i, __m128i>(a)
 #define _mm512_cvtepi32_epi16(a) ga_emulated::lanes_to<int32_t, int16_t, __m512i, __m256i>(a)
 #define _mm512_cvtepi16_epi8(a) ga_emulated::lanes_to<int16_t, int8_t, __m512i, __m256i>(a)
@@ -158,6 +159,7 @@ GA_EMULATED __m512i unpackhi_epi64(__m512i a, __m512i b) { return GA_HALVES_SI(_
 #define _mm512_permutexvar_ps(which, a) ((__m512)ga_emulated::permute_lanes<ga_emulated::U32>(which, (__m512i)(a)))
 
 #define _mm512_dpbf16_ps(sum, a, b) ga_emulated::dpbf16_ps(sum, a, b)
+#define _mm512_dpwssd_epi32(sum, a, b) ga_emulated::dpwssd_epi32(sum, a, b)
 #define _mm512_dpbusd_epi32(sum, a, b) ga_emulated::dpbusd_epi32(sum, a, b)
 #define _mm512_roundscale_ps(a, how) ga_emulated::roundscale_ps<how>(a)
 #define _mm512_roundscale_pd(a, how) ga_emulated::roundscale_pd<how>(a)

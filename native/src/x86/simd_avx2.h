@@ -8,10 +8,15 @@ namespace ga {
 // Every member works lane by lane, so a lane's value never depends on its place or on its neighbours.
 struct Avx2 {
     static constexpr const char* kName = "avx2";
-    static constexpr int kDotRows = 2;  // 2 rows x 1 panel x 2 sums fill 8 of 16 registers, the keys 4
-    static constexpr int kMixRows = 4;
+    // 5 rows x 1 panel are 10 sums of 8 lanes: enough to hide the 4 cycles of each of two FMAs per cycle. The 16th
+    // register is the mask that unpacks bfloat16; with 6 rows sums are spilled, and prefill loses a quarter.
+    static constexpr int kDotRows = 5;
+    static constexpr int kMixRows = 5;
     static constexpr int kWidePanels = 1;
+    static constexpr int kFewRows = 2;
+    static constexpr int kFewPanels = 2;
     static constexpr int kMixVectors = 1;
+    static constexpr int kCodeRows = 4;
 
     struct F {
         __m256 low, high;
@@ -88,6 +93,31 @@ struct Avx2 {
     static inline void load_pairs(const float* p, F& even, F& odd) {
         even = load(p);
         odd = load(p + 16);
+    }
+
+    // Sixteen pairs of 8-bit codes as 16-bit integers, and sixteen sums of 32 bits.
+    struct Codes {
+        __m256i low, high;
+    };
+    struct I {
+        __m256i low, high;
+    };
+    static inline I zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    static inline Codes load_codes(const int8_t* p) {
+        const auto* at = reinterpret_cast<const __m128i*>(p);
+        return {_mm256_cvtepi8_epi16(_mm_loadu_si128(at)), _mm256_cvtepi8_epi16(_mm_loadu_si128(at + 1))};
+    }
+    // sum + a pair of 16-bit integers times each pair of codes; the caller keeps sums within 32 bits.
+    static inline I dot(I sum, int32_t pair, Codes c) {
+        const __m256i two = _mm256_set1_epi32(pair);
+        return {_mm256_add_epi32(sum.low, _mm256_madd_epi16(two, c.low)),
+                _mm256_add_epi32(sum.high, _mm256_madd_epi16(two, c.high))};
+    }
+    static inline F to_float(I a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
+    // Rounded to even; |a| <= 32767.
+    static inline void store_codes(int16_t* p, F a) {
+        const __m256i mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed, 0xD8));
     }
 
     // e^x within 2 units in the last place; 0 below -104, inf above 89.

@@ -13,10 +13,13 @@ namespace ga {
 // Every member works lane by lane, so a lane's value never depends on its place or on its neighbours.
 struct Avx512 {
     static constexpr const char* kName = "avx512";
-    static constexpr int kDotRows = 6;  // 6 rows x 2 panels x 2 sums fill 24 of 32 registers
+    static constexpr int kDotRows = 6;  // 6 rows x 2 panels are 12 sums, the keys take 4 of 32 registers
     static constexpr int kMixRows = 6;
     static constexpr int kWidePanels = 2;
+    static constexpr int kFewRows = 3;
+    static constexpr int kFewPanels = 4;
     static constexpr int kMixVectors = 4;
+    static constexpr int kCodeRows = 8;
 
     using F = __m512;
 
@@ -57,6 +60,21 @@ struct Avx512 {
     static inline void load_pairs(const float* p, F& even, F& odd) {
         even = load(p);
         odd = load(p + 16);
+    }
+
+    // Sixteen pairs of 8-bit codes as 16-bit integers, and sixteen sums of 32 bits.
+    using Codes = __m512i;
+    using I = __m512i;
+    static inline I zero_int() { return _mm512_setzero_si512(); }
+    static inline Codes load_codes(const int8_t* p) {
+        return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
+    // sum + a pair of 16-bit integers times each pair of codes; the caller keeps sums within 32 bits.
+    static inline I dot(I sum, int32_t pair, Codes c) { return _mm512_dpwssd_epi32(sum, _mm512_set1_epi32(pair), c); }
+    static inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+    // Rounded to even; |a| <= 32767.
+    static inline void store_codes(int16_t* p, F a) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a)));
     }
 
     // e^x within 2 units in the last place; 0 below -104, inf above 89.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gallium.errors import BackendError
-from gallium.ops.backend import API_VERSION, Probe, Support
-from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision
+from gallium.ops.backend import API_VERSION, KvSupport, Probe, Support
+from gallium.ops.handles import ALONE, KvPrecision, ModelFacts, Placement, Precision
 from gallium.ops.interface import BLOCKS, Ops, op_names
 from gallium.ops.reference import ReferenceOps
 
@@ -40,6 +40,23 @@ class ReferenceBackend:
                 "or another backend."
             )
         return ReferenceOps()
+
+    def kv_support(self, model: ModelFacts, precision: Precision) -> list[KvSupport]:
+        """float32; and what an 8-bit cache makes of keys and values, though in as much memory."""
+        latent = "" if model.attention.kind == "gqa" else "8 bits are not defined for latents"
+        return [KvSupport("float32"), KvSupport("int8", latent)]
+
+    def open_with_kv(
+        self,
+        model: ModelFacts,
+        precision: Precision,
+        kv_precision: KvPrecision,
+        threads: int | None = None,
+        placement: Placement = ALONE,
+    ) -> Ops:
+        """As `open`."""
+        self.open(model, precision, threads, placement)
+        return ReferenceOps(kv_precision)
 
 
 backend = ReferenceBackend()

@@ -138,13 +138,13 @@ def _random(shape: str, settings: EngineSettings, recorder: Recorder | None) -> 
     from gallium.engine.tracing import watch_loaded
     from gallium.models.catalog import load_model
     from gallium.models.config import read_spec
-    from gallium.ops.backend import choose, installed
+    from gallium.ops.backend import choose, installed, open_ops
 
     spec = read_spec(shape_config(shape))
     backend = choose(settings.backend, installed())
     _refuse_emulated(backend.probe().emulated, backend.name)
     precision, _ = choose_precision(backend, spec.facts, settings.precision, "bfloat16")
-    ops = backend.open(spec.facts, precision, settings.threads)
+    ops = open_ops(backend, spec.facts, precision, settings.kv_precision, settings.threads)
     check_fits(
         Work.of(spec).total, precision, settings.kv_memory, room(device_bytes(ops), available_bytes(), emulated=False)
     )
@@ -250,6 +250,7 @@ def _result(
         "model": subject.label,
         "arch": subject.spec.arch,
         "precision": subject.precision,
+        "kv_precision": None if subject.ops is None else subject.ops.kv_precision,
         "backend": subject.backend_name,
         "weight_bytes": weights,
         "limits": {"read_bytes_per_second": read, "operations_per_second": peak},

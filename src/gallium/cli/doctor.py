@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -89,6 +90,7 @@ def _program_facts() -> dict[str, str]:
 def _backend_facts(
     backend: Backend, spec: ModelSpec, asked: Precision | None, threads: int | None, measure: bool
 ) -> dict[str, Any]:
+    from gallium.ops.backend import ChoosesKv
     from gallium.ops.machine import Describes, Measures
 
     probe = backend.probe()
@@ -103,6 +105,7 @@ def _backend_facts(
         "limits": None,
         "precision": None,
         "ops": [],
+        "kv_cache": [],
     }
     if not probe.available:
         return facts
@@ -117,6 +120,8 @@ def _backend_facts(
         }
     facts["precision"] = precision = asked or _usual_precision(backend, spec)
     facts["ops"] = _op_facts(backend, spec, precision)
+    if isinstance(backend, ChoosesKv):
+        facts["kv_cache"] = [asdict(row) for row in backend.kv_support(spec.facts, precision)]
     return facts
 
 
@@ -155,6 +160,8 @@ def report(found: dict[str, Any]) -> str:
     for entry in found["backends"]:
         lines += ["", f"Backend {entry['name']}: {_state(entry)}"]
         lines += _pairs(entry["machine"] | _shown_limits(entry["limits"]))
+        if entry["kv_cache"]:
+            lines += ["", *_shown_kv(entry["kv_cache"])]
         if entry["ops"]:
             lines += ["", *_shown_ops(entry["ops"], f"{found['shape']} in {entry['precision']}")]
     return "\n".join(lines)
@@ -167,6 +174,14 @@ def _shown_ops(ops: list[dict[str, str]], model: str) -> list[str]:
     columns = ("op", "status", "how", "where", "reason")
     rows = [[row[column] for column in columns] for row in ops]
     return [f"  Ops for {model}:", "", *("  " + line for line in table(columns, rows).splitlines())]
+
+
+def _shown_kv(rows: list[dict[str, str]]) -> list[str]:
+    """What --kv-precision may say; "auto" takes the first."""
+    usual, *others = rows
+    shown = {usual["precision"]: "what auto takes"}
+    shown |= {row["precision"]: f"no: {row['refusal']}" if row["refusal"] else "can be chosen" for row in others}
+    return ["  KV cache (--kv-precision):", "", *_pairs(shown)]
 
 
 def _state(entry: dict[str, Any]) -> str:

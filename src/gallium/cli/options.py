@@ -10,7 +10,14 @@ from typing import Any, TypeVar, get_args
 import click
 
 from gallium.errors import UsageError
-from gallium.settings import EngineSettings, Hub, PrecisionChoice, check_environment, environment
+from gallium.settings import (
+    EngineSettings,
+    Hub,
+    KvPrecisionChoice,
+    PrecisionChoice,
+    check_environment,
+    environment,
+)
 from gallium.types import SamplingParams
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,6 +70,7 @@ KINDS = {
     "tuple[int, ...]": Kind(int, multiple=True),
     "dict[int, float]": Kind(bias, "ID=BIAS", multiple=True),
     "PrecisionChoice": Kind(click.Choice(get_args(PrecisionChoice))),
+    "KvPrecisionChoice": Kind(click.Choice(get_args(KvPrecisionChoice))),
     "Hub": Kind(click.Choice(get_args(Hub))),
     "Speculation": Kind(str, "off|ngram|MODEL"),
 }
@@ -72,6 +80,8 @@ SIZE = Kind(size, "SIZE")
 ENGINE_HELP = {
     "backend": "Hardware to run on; `gallium doctor` lists what there is.",
     "precision": "Precision of the weights; auto is that of the file.",
+    "kv_precision": "Precision of the KV cache. int8 takes half the memory of bfloat16; auto is float32 for a model in "
+    "float32, what the checkpoint is calibrated for if it is, and else the 16-bit type of the backend.",
     "hub": "Where hub names are looked up.",
     "revision": "Branch, tag or commit at the hub.",
     "threads": "Threads that compute.  [default: the cores this process may use]",
@@ -92,8 +102,8 @@ ENGINE_HELP = {
     "draft_precision": "Precision of the weights of the MODEL of --speculate; auto is that of its file.",
 }
 ENGINE_COMMON = (
-    "backend", "precision", "threads", "tp", "dp", "ep", "kv_memory", "max_context", "graphs", "speculate",
-    "draft_precision", "hub", "revision",
+    "backend", "precision", "threads", "tp", "dp", "ep", "kv_precision", "kv_memory", "max_context", "graphs",
+    "speculate", "draft_precision", "hub", "revision",
 )  # fmt: skip
 ENGINE_SERVING = ("max_batch", "max_step_tokens", "block_size", "prefix_cache")
 

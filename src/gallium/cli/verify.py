@@ -44,7 +44,9 @@ Examples:
 @click.option("--html", "html_file", metavar="FILE", help="Write a page to this file.")
 @click.option("--record", "record_file", metavar="FILE", help="Write a record of this run, to be contributed.")
 @click.option("--signed-by", metavar="NAME", help="Who vouches for the record.")
-@engine_options(without=("tp", "dp", "ep", "kv_memory", "max_context", "graphs", "speculate", "draft_precision"))
+@engine_options(
+    without=("tp", "dp", "ep", "kv_precision", "kv_memory", "max_context", "graphs", "speculate", "draft_precision")
+)
 @virtual_options
 def verify(model: str | None, settings: EngineSettings, self_test: bool, new_tokens: int, **asked: Any) -> None:
     """Compare --backend with --against on MODEL (default: the embedded one): op by op, layer by layer, token by token.

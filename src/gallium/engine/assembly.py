@@ -25,7 +25,7 @@ from gallium.models.decoder import Model
 from gallium.models.sharding import check_divides
 from gallium.models.spec import ModelSpec
 from gallium.ops.backend import Backend, Support, find
-from gallium.ops.handles import Precision
+from gallium.ops.handles import KvPrecision, Precision
 from gallium.ops.interface import Ops
 from gallium.settings import EngineSettings
 from gallium.text.builtin import builtin_template
@@ -58,6 +58,7 @@ class Assembly:
     ops: Ops | None  # None: the model is in processes of its own
     precision: Precision
     stored_precision: Precision
+    kv_precision: KvPrecision | None  # None: the backend does not tell
     backend_name: str
     emulated: bool
     support: list[Support]
@@ -95,13 +96,14 @@ class Assembly:
         if self.settings.world > 1:
             s = self.settings
             where += f", {s.world} ranks (tp {s.tp}, dp {s.groups}, ep {s.ep})"
+        kept = f" in {self.kv_precision}" if self.settings.kv_precision != "auto" else ""
         drafts = ""
         if self.draft is not None:
             label, precision, kv_bytes = self.draft
             drafts = f", of which {show_bytes(kv_bytes)} for drafts by {label} in {precision}"
         return (
             f"{self.label}: {self.spec.arch}, {self.precision}{stored}, on {where}; "
-            f"context {self.engine.max_context} tokens, KV cache {show_bytes(self.kv.num_bytes)}{drafts}"
+            f"context {self.engine.max_context} tokens, KV cache {show_bytes(self.kv.num_bytes)}{kept}{drafts}"
         )
 
     def close(self) -> None:
@@ -153,6 +155,7 @@ def assemble(
         ops=loaded.model.ops if isinstance(loaded, LoadedModel) else None,
         precision=loaded.precision,
         stored_precision=checkpoint.stored_precision,
+        kv_precision=loaded.kv_precision,
         backend_name=backend.name,
         emulated=emulated,
         support=loaded.support,

@@ -12,7 +12,7 @@ from gallium.engine.memory import parse_bytes
 from gallium.errors import GalliumError, InvalidRequest, TemplateError
 from gallium.models.spec import ModelSpec
 from gallium.ops.handles import FloatArray
-from gallium.settings import EngineSettings, Hub, PrecisionChoice, Speculation
+from gallium.settings import EngineSettings, Hub, KvPrecisionChoice, PrecisionChoice, Speculation
 from gallium.text.tokenizer import Tokenizer
 from gallium.types import Completion, Delta, FinishReason, Message, SamplingParams, TokenLogprob
 
@@ -42,6 +42,7 @@ class LLM:
         tp: int = 1,
         dp: int | None = None,
         ep: int = 1,
+        kv_precision: KvPrecisionChoice = "auto",
         kv_memory: int | str | None = None,
         block_size: int | None = None,
         max_context: int | None = None,
@@ -62,6 +63,7 @@ class LLM:
             tp=tp,
             dp=dp,
             ep=ep,
+            kv_precision=kv_precision,
             kv_memory=None if kv_memory is None else parse_bytes(kv_memory),
             block_size=block_size,
             max_context=max_context,

@@ -15,8 +15,8 @@ from gallium.models.decoder import Model
 from gallium.models.sharding import local_spec
 from gallium.models.spec import ModelSpec
 from gallium.models.weights import RoleOf
-from gallium.ops.backend import Backend, Support
-from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision, Role, Weight
+from gallium.ops.backend import Backend, Support, open_ops
+from gallium.ops.handles import ALONE, KvPrecision, ModelFacts, Placement, Precision, Role, Weight
 from gallium.settings import EngineSettings, PrecisionChoice
 from gallium.text.tokenizer import Tokenizer
 
@@ -31,6 +31,11 @@ class LoadedModel:
     precision: Precision
     support: list[Support]
 
+    @property
+    def kv_precision(self) -> KvPrecision | None:
+        """What the KV cache holds, where the backend tells."""
+        return self.model.ops.kv_precision
+
 
 def load(
     checkpoint: Checkpoint,
@@ -44,7 +49,7 @@ def load(
     facts = local_spec(spec, placement).facts
     precision, support = choose_precision(backend, facts, settings.precision, checkpoint.stored_precision)
     host = available_bytes() // placement.world  # now: once they are open, other ranks begin to fill it
-    ops = backend.open(facts, precision, settings.threads, placement)
+    ops = open_ops(backend, facts, precision, settings.kv_precision, settings.threads, placement)
     weights = sum(math.prod(shape) for shape in expected_tensors(spec, checkpoint.names()).values())
     parts = placement.tp if placement.ep == 1 else placement.world
     available = room(device_bytes(ops), host, emulated=backend.probe().emulated)

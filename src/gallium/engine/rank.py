@@ -65,7 +65,7 @@ def serve(engine: Connection) -> None:
     model, ops = found.model, found.model.ops
     block_size = settings.block_size or ops.block_size
     block_bytes = model.kv_block_bytes(block_size)
-    _tell(engine, Loaded(found.precision, found.support, block_size, block_bytes, device_bytes(ops)))
+    _tell(engine, Loaded(found.precision, found.support, block_size, block_bytes, device_bytes(ops), ops.kv_precision))
     size: MakeCaches = _next(engine)
     sizes = decode_sizes(settings.max_batch) if settings.graphs else ()
     runner = ModelRunner(model, ops, model.make_caches(size.num_blocks, size.block_size), sizes)

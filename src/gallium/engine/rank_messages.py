@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gallium import errors
 from gallium.errors import GalliumError
 from gallium.ops.backend import Support
-from gallium.ops.handles import Placement, Precision
+from gallium.ops.handles import KvPrecision, Placement, Precision
 from gallium.settings import EngineSettings
 
 
@@ -43,6 +43,7 @@ class Loaded:
     block_size: int  # tokens per KV block
     block_bytes: int  # of one KV block in all layers
     free_bytes: int | None  # on its device, for the KV cache; None: it uses the host's memory
+    kv_precision: KvPrecision | None = None  # what the cache holds, where the backend tells
 
 
 @dataclass(frozen=True, slots=True)

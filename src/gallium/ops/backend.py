@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from gallium.errors import BackendError, UsageError
-from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision
+from gallium.ops.handles import ALONE, KvPrecision, ModelFacts, Placement, Precision
 from gallium.ops.interface import Ops, op_names
 
 API_VERSION = 2
@@ -35,6 +35,14 @@ class Support:
     reason: str  # "kernel ga_rms_norm (avx512)", "composed of add + rms_norm", "needs head_dim % 16 == 0"
 
 
+@dataclass(frozen=True, slots=True)
+class KvSupport:
+    """What a backend says of one precision of the KV cache for one model."""
+
+    precision: KvPrecision
+    refusal: str = ""  # why not, in words a user can act on; empty: it can be chosen
+
+
 class Backend(Protocol):
     """What the entry-point group `gallium.backends` yields."""
 
@@ -59,6 +67,48 @@ class Backend(Protocol):
         ranks and the backend cannot join them.
         """
         ...
+
+
+@runtime_checkable
+class ChoosesKv(Protocol):
+    """A backend whose KV cache can have several precisions."""
+
+    def kv_support(self, model: ModelFacts, precision: Precision) -> list[KvSupport]:
+        """Every precision of the cache of a model whose weights have `precision`; first what "auto" takes."""
+        ...
+
+    def open_with_kv(
+        self,
+        model: ModelFacts,
+        precision: Precision,
+        kv_precision: KvPrecision,
+        threads: int | None = None,
+        placement: Placement = ALONE,
+    ) -> Ops:
+        """As `Backend.open`, with caches of a precision that `kv_support` does not refuse."""
+        ...
+
+
+def open_ops(
+    backend: Backend,
+    model: ModelFacts,
+    precision: Precision,
+    kv_precision: KvPrecision | Literal["auto"] = "auto",
+    threads: int | None = None,
+    placement: Placement = ALONE,
+) -> Ops:
+    """`Backend.open` with caches of a chosen precision. Raises BackendError where the backend does not have it."""
+    if kv_precision == "auto":
+        return backend.open(model, precision, threads, placement)
+    if not isinstance(backend, ChoosesKv):
+        raise BackendError(
+            f"the KV cache of backend {backend.name!r} has one precision only, which --kv-precision auto takes."
+        )
+    known = {row.precision: row.refusal for row in backend.kv_support(model, precision)}
+    refusal = known.get(kv_precision, f"it has {', '.join(name for name, why in known.items() if not why)}")
+    if refusal:
+        raise BackendError(f"backend {backend.name!r} has no KV cache in {kv_precision} for this model: {refusal}.")
+    return backend.open_with_kv(model, precision, kv_precision, threads, placement)
 
 
 @dataclass

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int32]
 Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8", "int4"]
+KvPrecision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
+"""What a KV cache holds. "int8": of each token and head, keys and values as whole multiples of a step of their own."""
 Role: TypeAlias = Literal["linear", "sensitive", "float", "head", "embedding", "router"]
 """What a projection is for. A backend may keep a role more precise than asked (a router is always float32).
 

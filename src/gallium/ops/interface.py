@@ -16,6 +16,7 @@ from gallium.ops.handles import (
     IntArray,
     KvCache,
     KvGrid,
+    KvPrecision,
     Linear,
     MoeSpec,
     Role,
@@ -42,6 +43,8 @@ class Ops(ABC):
     """One backend, opened for one loaded model. Dispatch is an ordinary method call."""
 
     name: str
+    kv_precision: KvPrecision | None = None
+    """What a KV cache without a grid holds, where the backend tells."""
     block_size: int = 32
     """Tokens per block of the KV cache that suit this backend; it takes any other as well."""
 

@@ -19,6 +19,7 @@ from gallium.ops.handles import (
     IntArray,
     KvCache,
     KvGrid,
+    KvPrecision,
     Linear,
     MoeSpec,
     Role,
@@ -102,10 +103,22 @@ def flat(pages: FloatArray) -> FloatArray:
     return pages.reshape(-1, *pages.shape[2:])
 
 
+def in_steps(x: Array) -> Array:
+    """The nearest of 255 values for each vector of the last axis, evenly spaced as far as its largest magnitude."""
+    step = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+    return np.rint(x / np.where(step > 0, step, np.float32(1))) * step
+
+
 class ReferenceOps(Ops):
-    """The definitions. Tensors are float32 arrays, a plan is the Step itself, handles hold plain arrays."""
+    """The definitions. Tensors are float32 arrays, a plan is the Step itself, handles hold plain arrays.
+
+    With `kv_precision` "int8" keys and values are what an 8-bit cache makes of them, in float32 all the same.
+    """
 
     name = "reference"
+
+    def __init__(self, kv_precision: KvPrecision = "float32") -> None:
+        self.kv_precision = kv_precision
 
     # -- memory -------------------------------------------------------------------
     def upload(self, array: FloatArray | IntArray) -> Array:
@@ -236,10 +249,12 @@ class ReferenceOps(Ops):
 
     # -- attention ----------------------------------------------------------------
     def kv_write(self, k: Array, v: Array, cache: KvCache, plan: Step) -> None:
-        """Rows into their slots, on the cache's grid if it has one."""
+        """Rows into their slots, on the cache's grid if it has one, in steps if the cache has 8 bits."""
         slots, grid = plan.slots(cache.block_size), cache.data.grid
         if grid is not None:
             k, v = on_grid(k, grid.k_scale, grid.k_offset), on_grid(v, grid.v_scale, grid.v_offset)
+        elif self.kv_precision == "int8":
+            k, v = in_steps(k), in_steps(v)
         flat(cache.data.k)[slots], flat(cache.data.v)[slots] = k, v
 
     def index_write(self, keys: Array, cache: KvCache, plan: Step) -> None:

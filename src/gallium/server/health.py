@@ -25,6 +25,7 @@ async def health(service: Service, request: Request) -> Response:
         "backend": assembly.backend_name,
         "emulated": assembly.emulated,
         "precision": assembly.precision,
+        "kv_precision": assembly.kv_precision,
         "kv_bytes": assembly.kv.num_bytes,
         "draft": None if assembly.draft is None else assembly.draft._asdict(),
         "max_context": engine.max_context,

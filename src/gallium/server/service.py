@@ -54,7 +54,9 @@ class Service:
     def fingerprint(self) -> str:
         """What decides the numbers: version, model, precision, backend."""
         parts = (f"gallium-{__version__}", self.assembly.label, self.assembly.precision, self.assembly.backend_name)
-        return "/".join(parts) + ("/emulated" if self.assembly.emulated else "")
+        asked = self.assembly.settings.kv_precision
+        kv = "" if asked == "auto" else f"/kv-{asked}"
+        return "/".join(parts) + kv + ("/emulated" if self.assembly.emulated else "")
 
     def now(self) -> int:
         """The time of an answer, in seconds since 1970."""

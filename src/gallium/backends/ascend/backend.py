@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gallium.backends.ascend import records, soc, versions
 from gallium.errors import BackendError, UsageError
-from gallium.ops.backend import API_VERSION, Probe, Support
-from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision
+from gallium.ops.backend import API_VERSION, KvSupport, Probe, Support
+from gallium.ops.handles import ALONE, KvPrecision, ModelFacts, Placement, Precision
 from gallium.ops.interface import Ops, op_names
 from gallium.ops.machine import Fact
 from gallium.settings import environment
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 VIRTUAL_ONLY = "virtual only"
 EMULATED_DEVICES = 1
+
+
+ONLY_CALIBRATED = (
+    "8 bits are for checkpoints that are calibrated for them (msModelSlim C8), whose scales per channel the fused "
+    "attention takes and which --kv-precision auto recognises"
+)
 
 
 class AscendBackend:
@@ -83,6 +89,27 @@ class AscendBackend:
         from gallium.backends.torch.collectives import connect
 
         return AscendOps(model, precision, device, connect(placement, device, "hccl"), this_chip())
+
+    def kv_support(self, model: ModelFacts, precision: Precision) -> list[KvSupport]:
+        """The type of the activations; 8 bits are those of a checkpoint's grid, which "auto" takes."""
+        from gallium.backends.ascend.reasons import activations
+
+        usual = cast("KvPrecision", activations(this_chip(), precision))
+        others: tuple[KvPrecision, ...] = ("float32", "float16", "bfloat16")
+        kept = f"keys and values have the type of the activations, which is {usual} for weights in {precision}"
+        refused = [KvSupport(name, kept) for name in others if name != usual]
+        return [KvSupport(usual), *refused, KvSupport("int8", ONLY_CALIBRATED)]
+
+    def open_with_kv(
+        self,
+        model: ModelFacts,
+        precision: Precision,
+        kv_precision: KvPrecision,
+        threads: int | None = None,
+        placement: Placement = ALONE,
+    ) -> Ops:
+        """As `open`: there is nothing to choose."""
+        return self.open(model, precision, threads, placement)
 
     def describe(self) -> Sequence[Fact]:
         """Chip, memory, CANN, driver, torch_npu; on the virtual NPU that it is one, first."""

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gallium.backends.cpu import library
+from gallium.backends.cpu.cache import ELEMENTS, usual_precision
 from gallium.backends.cpu.cores import find_cores
 from gallium.backends.cpu.kernels_rows import MAX_EXPERTS
 from gallium.backends.cpu.matrices import KINDS
 from gallium.backends.cpu.ops import CpuOps
 from gallium.errors import BackendError, OutOfMemory
-from gallium.ops.backend import API_VERSION, Probe, Support
-from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision
+from gallium.ops.backend import API_VERSION, KvSupport, Probe, Support
+from gallium.ops.handles import ALONE, KvPrecision, ModelFacts, Placement, Precision
 from gallium.ops.interface import BLOCKS, Ops, op_names
 from gallium.ops.machine import Fact, Limits
 
@@ -71,6 +72,35 @@ class CpuBackend:
         Raises BackendError with the reasons when an op is unsupported or the placement has several ranks, UsageError
         for an impossible thread count.
         """
+        self._check(model, precision, placement)
+        return self._opened(precision, None, threads)
+
+    def kv_support(self, model: ModelFacts, precision: Precision) -> list[KvSupport]:
+        """float32, bfloat16 and int8; not int8 for latents."""
+        usual = usual_precision(precision)
+        others = [name for name in ELEMENTS if name != usual]
+        latent = model.attention.kind != "gqa"
+        refusal = "one latent serves all heads, and a step for each would be too coarse; it is small as it is"
+        return [KvSupport(name, refusal if latent and name == "int8" else "") for name in (usual, *others)]
+
+    def open_with_kv(
+        self,
+        model: ModelFacts,
+        precision: Precision,
+        kv_precision: KvPrecision,
+        threads: int | None = None,
+        placement: Placement = ALONE,
+    ) -> Ops:
+        """As `open`, with caches of the given precision, also for layers that a checkpoint has a grid for."""
+        self._check(model, precision, placement)
+        return self._opened(precision, kv_precision, threads)
+
+    def _opened(self, precision: Precision, kv_precision: KvPrecision | None, threads: int | None) -> Ops:
+        if threads is not None:
+            library.set_threads(threads)
+        return CpuOps(precision, kv_precision)
+
+    def _check(self, model: ModelFacts, precision: Precision, placement: Placement) -> None:
         if placement.world > 1:
             raise BackendError(
                 "backend 'cpu' runs a model in one process, which uses all cores: leave out --tp, --dp and --ep, or "
@@ -79,9 +109,6 @@ class CpuBackend:
         refused = [row for row in self.support(model, precision) if row.status == "unsupported"]
         if refused:
             raise BackendError("; ".join(f"{row.op}: {row.reason}" for row in refused))
-        if threads is not None:
-            library.set_threads(threads)
-        return CpuOps(precision)
 
     def describe(self) -> Sequence[Fact]:
         """Chip, cores, threads and level."""

@@ -1,4 +1,4 @@
-"""The paged KV cache of one layer: layouts, dtypes and sizes. The layouts are described in gallium/attention.h."""
+"""The paged KV cache of one layer: layouts, element types and sizes. All is described in gallium/attention.h."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gallium.backends.cpu.arrays import address, aligned_zeros
-from gallium.ops.handles import AttentionSpec, FloatArray, KvGrid, Precision
+from gallium.backends.cpu.arrays import address, aligned_zeros, require
+from gallium.ops.handles import AttentionSpec, FloatArray, KvGrid, KvPrecision, Precision
 
 _CACHE = Struct("@2Q9q")  # ga_cache
 PANEL = 16  # keys that attention reads as one vector
 PANELS, ROWS, LATENT = 0, 1, 2  # ga_cache.layout
 
 
-def element_type(precision: Precision) -> type[np.generic]:
-    """float32 for float32 models; bfloat16 (kept as uint16) otherwise."""
-    return np.float32 if precision == "float32" else np.uint16
+ELEMENTS: dict[KvPrecision, int] = {"float32": 0, "bfloat16": 1, "int8": 2}  # ga_cache.element
+DTYPES: dict[KvPrecision, type[np.generic]] = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
+STEP_BYTES = 4  # of each token and head in an int8 cache, for keys and for values
+
+
+def usual_precision(precision: Precision) -> KvPrecision:
+    """What "auto" takes: float32 for float32 models; bfloat16 (kept as uint16) otherwise."""
+    return "float32" if precision == "float32" else "bfloat16"
 
 
 def _widths(spec: AttentionSpec, block_size: int) -> tuple[int, int, int]:
@@ -30,11 +35,23 @@ def _widths(spec: AttentionSpec, block_size: int) -> tuple[int, int, int]:
     return PANELS, spec.head_dim + spec.head_dim % 2, -(-spec.v_head_dim // 16) * 16
 
 
-def block_bytes(spec: AttentionSpec, block_size: int, precision: Precision) -> int:
+def _checked(spec: AttentionSpec, block_size: int, precision: KvPrecision) -> tuple[int, int, int]:
+    """`_widths`, if a cache of 8-bit codes can be laid out that way."""
+    found = _widths(spec, block_size)
+    require(
+        precision != "int8" or found[0] == PANELS,
+        f"a KV cache in int8 needs blocks of a multiple of {PANEL} tokens, not of {block_size}: choose another "
+        "--block-size, or --kv-precision bfloat16.",
+    )
+    return found
+
+
+def block_bytes(spec: AttentionSpec, block_size: int, precision: KvPrecision) -> int:
     """Bytes that one block of one layer takes, padding included."""
-    layout, key_dim, value_dim = _widths(spec, block_size)
-    floats = key_dim + spec.index_dim if layout == LATENT else spec.num_kv_heads * (key_dim + value_dim)
-    return floats * block_size * np.dtype(element_type(precision)).itemsize
+    layout, key_dim, value_dim = _checked(spec, block_size, precision)
+    values = key_dim + spec.index_dim if layout == LATENT else spec.num_kv_heads * (key_dim + value_dim)
+    steps = 2 * spec.num_kv_heads * STEP_BYTES if precision == "int8" else 0
+    return (values * np.dtype(DTYPES[precision]).itemsize + steps) * block_size
 
 
 class CacheData:
@@ -47,19 +64,21 @@ class CacheData:
     __slots__ = ("grid", "index", "index_keys", "keys", "packed", "values")
 
     def __init__(
-        self, spec: AttentionSpec, num_blocks: int, block_size: int, precision: Precision, grid: KvGrid | None = None
+        self, spec: AttentionSpec, num_blocks: int, block_size: int, precision: KvPrecision, grid: KvGrid | None = None
     ) -> None:
-        dtype = element_type(precision)
-        layout, key_dim, value_dim = _widths(spec, block_size)
+        dtype, element = DTYPES[precision], ELEMENTS[precision]
+        layout, key_dim, value_dim = _checked(spec, block_size, precision)
         heads = 1 if layout == LATENT else spec.num_kv_heads
-        bf16 = int(dtype is np.uint16)
         positions = num_blocks * block_size * heads
-        self.keys: NDArray[Any] = aligned_zeros(positions * key_dim, dtype)
-        self.values: NDArray[Any] | None = None if layout == LATENT else aligned_zeros(positions * value_dim, dtype)
+        steps = STEP_BYTES if precision == "int8" else 0  # as many elements: an int8 is a byte
+        self.keys: NDArray[Any] = aligned_zeros(positions * (key_dim + steps), dtype)
+        self.values: NDArray[Any] | None = None
+        if layout != LATENT:
+            self.values = aligned_zeros(positions * (value_dim + steps), dtype)
         self.packed = _CACHE.pack(
             address(self.keys), 0 if self.values is None else address(self.values), num_blocks, block_size, heads,
             key_dim, value_dim, key_dim if layout == LATENT else spec.head_dim,
-            value_dim if layout == LATENT else spec.v_head_dim, bf16, layout,
+            value_dim if layout == LATENT else spec.v_head_dim, element, layout,
         )  # fmt: skip
         self.grid = grid
         self.index_keys: NDArray[Any] | None = None
@@ -68,7 +87,7 @@ class CacheData:
             self.index_keys = aligned_zeros(num_blocks * block_size * spec.index_dim, dtype)
             self.index = _CACHE.pack(
                 address(self.index_keys), 0, num_blocks, block_size, 1,
-                spec.index_dim, spec.index_dim, spec.index_dim, spec.index_dim, bf16, LATENT,
+                spec.index_dim, spec.index_dim, spec.index_dim, spec.index_dim, element, LATENT,
             )  # fmt: skip
 
 

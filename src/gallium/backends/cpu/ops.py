@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gallium.backends.cpu import library
-from gallium.backends.cpu.cache import CacheData, block_bytes
+from gallium.backends.cpu.cache import CacheData, block_bytes, usual_precision
 from gallium.backends.cpu.kernels_attention import AttentionKernels
 from gallium.backends.cpu.kernels_linear import LinearKernels
 from gallium.backends.cpu.kernels_rows import RowKernels
@@ -25,6 +25,7 @@ from gallium.ops.handles import (
     IntArray,
     KvCache,
     KvGrid,
+    KvPrecision,
     Linear,
     MoeSpec,
     Precision,
@@ -48,9 +49,11 @@ class CpuOps(Ops):
     name = "cpu"
     layout = LAYOUT
 
-    def __init__(self, precision: Precision) -> None:
+    def __init__(self, precision: Precision, kv_precision: KvPrecision | None = None) -> None:
         loaded = library.load()
         self.precision = precision
+        self._grids = kv_precision is None  # whoever asks for a precision gets it, whatever was calibrated
+        self.kv_precision: KvPrecision = kv_precision or usual_precision(precision)
         self._rows = RowKernels(loaded)
         self._attention = AttentionKernels(loaded)
         self._sampling = SamplingKernels(loaded)
@@ -137,11 +140,12 @@ class CpuOps(Ops):
         self, spec: AttentionSpec, num_blocks: int, block_size: int, grid: KvGrid | None = None
     ) -> KvCache:
         """A cache of zeros whose pages the system provides when they are first written."""
-        return KvCache(num_blocks, block_size, CacheData(spec, num_blocks, block_size, self.precision, grid))
+        kept = grid if self._grids else None
+        return KvCache(num_blocks, block_size, CacheData(spec, num_blocks, block_size, self.kv_precision, kept))
 
     def kv_block_bytes(self, spec: AttentionSpec, block_size: int, grid: KvGrid | None = None) -> int:
         """Bytes of one block of one layer."""
-        return block_bytes(spec, block_size, self.precision)
+        return block_bytes(spec, block_size, self.kv_precision)
 
     # -- linear ---------------------------------------------------------------------
     def embed(self, plan: CpuPlan, table: Linear) -> Array:

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gallium.errors import BackendError, UsageError
-from gallium.ops.backend import API_VERSION, Probe, Support
-from gallium.ops.handles import ALONE, ModelFacts, Placement, Precision
+from gallium.ops.backend import API_VERSION, KvSupport, Probe, Support
+from gallium.ops.handles import ALONE, KvPrecision, ModelFacts, Placement, Precision
 from gallium.ops.interface import BLOCKS, Ops, op_names
 from gallium.ops.machine import Fact
 from gallium.settings import environment
@@ -22,6 +22,10 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
 ON_ACCELERATOR, BY_NAME_ONLY = 10, -1
 NODES = {"cu": "/dev/nvidia[0-9]*", "rocm": "/dev/kfd", "xpu": "/dev/dri/renderD*"}
 """What stands in /dev when the accelerators of a build of PyTorch are there, by how its version ends: "2.13.0+xpu"."""
+ONLY_CALIBRATED = (
+    "8 bits are for checkpoints that are calibrated for them (msModelSlim C8), which --kv-precision auto recognises; "
+    "for the rest there is no attention over codes with steps of each token"
+)
 GLM4_IN_FLOAT16 = (
     "the activations of GLM-4-0414 and Z1 pass 65504, the largest number of float16, and every answer would be '!!!!': "
     "use bfloat16 or float32"
@@ -85,6 +89,24 @@ class TorchBackend:
         device = choose_device(environment("GALLIUM_TORCH_DEVICE"), placement)
         transport = torch.distributed.get_default_backend_for_device(device) if placement.world > 1 else ""
         return TorchOps(model, precision, device, connect(placement, device, transport))
+
+    def kv_support(self, model: ModelFacts, precision: Precision) -> list[KvSupport]:
+        """That of the weights, and why not the others."""
+        others: tuple[KvPrecision, ...] = ("float32", "float16", "bfloat16")
+        kept = "it keeps keys and values in the precision of the weights"
+        found = [KvSupport(name, "" if name == precision else kept) for name in others]
+        return [*sorted(found, key=lambda row: row.refusal), KvSupport("int8", ONLY_CALIBRATED)]
+
+    def open_with_kv(
+        self,
+        model: ModelFacts,
+        precision: Precision,
+        kv_precision: KvPrecision,
+        threads: int | None = None,
+        placement: Placement = ALONE,
+    ) -> Ops:
+        """As `open`: there is nothing to choose."""
+        return self.open(model, precision, threads, placement)
 
     def describe(self) -> Sequence[Fact]:
         """The version of PyTorch, and the device it would use as far as that can be told without starting it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from gallium.ops.handles import (
     IntArray,
     KvCache,
     KvGrid,
+    KvPrecision,
     Linear,
     ModelFacts,
     MoeSpec,
@@ -59,6 +60,7 @@ class TorchOps(Ops):
         self.device = device
         self.collectives = collectives
         self.dtype = DTYPES[precision]
+        self.kv_precision = cast("KvPrecision", precision)  # of the floats, which DTYPES has
         self.noise_dtype = torch.float32 if device.type == "mps" else torch.float64  # Metal has no float64
         self.step_graphs: type[GraphedStep] | None = GraphedStep if self._can_capture() else None
         self._weight_bytes = 0
