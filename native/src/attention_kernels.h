@@ -74,6 +74,7 @@ struct AttentionKernels {
 extern const AttentionKernels attention_portable;
 extern const AttentionKernels attention_avx2;    // x86 only
 extern const AttentionKernels attention_avx512;  // x86 only
+extern const AttentionKernels attention_neon;    // arm64 only
 
 // The table of the level in use.
 const AttentionKernels& attention_kernels();

@@ -7,12 +7,18 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace ga {
 namespace {
 
 #if defined(__x86_64__)
+constexpr const char* kNames[] = {"generic", "avx2", "avx512", "amx", "amx-emulated"};
+
 struct Registers {
     unsigned a = 0, b = 0, c = 0, d = 0;
 };
@@ -58,7 +64,44 @@ Level detect() {
     if (!tiles || (state & kTiles) != kTiles || !tiles_permitted()) return Level::avx512;
     return Level::amx;
 }
+#elif defined(__aarch64__)
+constexpr const char* kNames[] = {"generic", "neon", "dotprod", "i8mm"};
+
+struct Features {
+    bool dotprod = false, i8mm = false, bf16 = false;
+};
+
+#if defined(__linux__)
+// The kernel's numbers, which older headers lack.
+Features features() {
+    constexpr unsigned long kDotProduct = 1ul << 20, kMatrixInt8 = 1ul << 13, kBfloat16 = 1ul << 14;
+    const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+    return {(first & kDotProduct) != 0, (second & kMatrixInt8) != 0, (second & kBfloat16) != 0};
+}
+#elif defined(__APPLE__)
+bool feature(const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+
+Features features() {
+    return {feature("hw.optional.arm.FEAT_DotProd"), feature("hw.optional.arm.FEAT_I8MM"),
+            feature("hw.optional.arm.FEAT_BF16")};
+}
 #else
+Features features() { return {}; }
+#endif
+
+// NEON belongs to every arm64 processor. Armv8.6 has all of the rest; before it, each is an option of its own.
+Level detect() {
+    const Features has = features();
+    if (!has.dotprod) return Level::neon;
+    return has.i8mm && has.bf16 ? Level::i8mm : Level::dotprod;
+}
+#else
+constexpr const char* kNames[] = {"generic"};
+
 Level detect() { return Level::generic; }
 #endif
 
@@ -79,6 +122,12 @@ int32_t ga_best_level(void) { return static_cast<int32_t>(ga::best()); }
 
 int32_t ga_level(void) { return static_cast<int32_t>(ga::level()); }
 
+const char* ga_level_name(int32_t level) {
+    constexpr int32_t count = sizeof ga::kNames / sizeof *ga::kNames;
+    return level >= 0 && level < count ? ga::kNames[level] : nullptr;
+}
+
+#if defined(__x86_64__)
 int32_t ga_emulated(int32_t level) {
     if (level == static_cast<int32_t>(ga::Level::amx_emulated)) return 1;
 #if defined(GA_EMULATE_LEVELS)
@@ -87,14 +136,21 @@ int32_t ga_emulated(int32_t level) {
     return 0;
 #endif
 }
+#else
+int32_t ga_emulated(int32_t) { return 0; }
+#endif
 
 int32_t ga_has_level(int32_t level) {
+#if defined(__x86_64__)
 #if defined(GA_EMULATE_LEVELS)
     constexpr ga::Level kNeeded = ga::Level::avx2;
 #else
     constexpr ga::Level kNeeded = ga::Level::avx512;
 #endif
     const bool emulated = ga_emulated(level) && ga::best() >= kNeeded;
+#else
+    const bool emulated = false;
+#endif
     return level >= 0 && (level <= ga_best_level() || emulated);
 }
 

@@ -56,6 +56,9 @@ extern const LinearKernels linear_avx2;          // x86 only
 extern const LinearKernels linear_avx512;        // x86 only
 extern const LinearKernels linear_amx;           // x86 only
 extern const LinearKernels linear_amx_emulated;  // x86 only: AMX's tile instructions in software, for tests
+extern const LinearKernels linear_neon;          // arm64 only
+extern const LinearKernels linear_dotprod;       // arm64 only
+extern const LinearKernels linear_i8mm;          // arm64 only
 
 // The table of the level in use.
 const LinearKernels& linear_kernels();

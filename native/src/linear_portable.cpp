@@ -203,6 +203,13 @@ const LinearKernels& linear_kernels() {
         case Level::avx2: return linear_avx2;
         case Level::generic: break;
     }
+#elif defined(GA_ARM)
+    switch (level()) {
+        case Level::i8mm: return linear_i8mm;
+        case Level::dotprod: return linear_dotprod;
+        case Level::neon: return linear_neon;
+        case Level::generic: break;
+    }
 #endif
     return linear_portable;
 }

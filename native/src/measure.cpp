@@ -56,6 +56,10 @@ const PeakKernels& peak_kernels(int64_t kind) {
     if (level() == Level::amx && peak_amx.burn[kind]) return peak_amx;
     if (level() >= Level::avx512) return peak_avx512;
     if (level() == Level::avx2) return peak_avx2;
+#elif defined(GA_ARM)
+    if (level() == Level::i8mm && peak_i8mm.burn[kind]) return peak_i8mm;
+    if (level() >= Level::dotprod && peak_dotprod.burn[kind]) return peak_dotprod;
+    if (level() >= Level::neon) return peak_neon;
 #endif
     (void)kind;
     return peak_portable;

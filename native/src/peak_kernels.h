@@ -20,6 +20,9 @@ extern const PeakKernels peak_portable;
 extern const PeakKernels peak_avx2;    // x86 only
 extern const PeakKernels peak_avx512;  // x86 only
 extern const PeakKernels peak_amx;     // x86 only
+extern const PeakKernels peak_neon;    // arm64 only
+extern const PeakKernels peak_dotprod; // arm64 only
+extern const PeakKernels peak_i8mm;    // arm64 only
 
 extern const ReadKernels read_portable;
 extern const ReadKernels read_avx2;    // x86 only

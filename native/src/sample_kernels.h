@@ -24,6 +24,7 @@ struct SampleKernels {
 extern const SampleKernels sample_portable;
 extern const SampleKernels sample_avx2;    // x86 only
 extern const SampleKernels sample_avx512;  // x86 only
+extern const SampleKernels sample_neon;    // arm64 only
 
 // The table of the level in use.
 const SampleKernels& sample_kernels();

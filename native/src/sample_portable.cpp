@@ -59,6 +59,8 @@ const SampleKernels& sample_kernels() {
 #if defined(GA_X86)
     if (level() >= Level::avx512) return sample_avx512;
     if (level() == Level::avx2) return sample_avx2;
+#elif defined(GA_ARM)
+    if (level() >= Level::neon) return sample_neon;
 #endif
     return sample_portable;
 }

@@ -11,6 +11,8 @@ const VectorKernels& vector_kernels() {
 #if defined(GA_X86)
     if (level() >= Level::avx512) return vector_avx512;
     if (level() == Level::avx2) return vector_avx2;
+#elif defined(GA_ARM)
+    if (level() >= Level::neon) return vector_neon;
 #endif
     return vector_portable;
 }

@@ -19,6 +19,7 @@ struct VectorKernels {
 extern const VectorKernels vector_portable;
 extern const VectorKernels vector_avx2;    // x86 only
 extern const VectorKernels vector_avx512;  // x86 only
+extern const VectorKernels vector_neon;    // arm64 only
 
 // The table of the level in use.
 const VectorKernels& vector_kernels();

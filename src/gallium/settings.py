@@ -14,7 +14,7 @@ KvPrecisionChoice = Literal["auto", "float32", "bfloat16", "int8"]
 Hub = Literal["huggingface", "modelscope"]
 Speculation: TypeAlias = str  # "off", "ngram", or the model that drafts
 KNOWN_VARIABLES = {
-    "GALLIUM_CPU_LEVEL": "instruction-set level of the CPU kernels: generic, avx2, avx512 or amx (default: the best)",
+    "GALLIUM_CPU_LEVEL": "level of the CPU kernels, of those that `gallium doctor` lists (default: the best)",
     "GALLIUM_CPU_LIBRARY": "the native library to load instead of the installed one, for tests of another build of it",
     "GALLIUM_THREADS": "threads of the CPU kernels (default: the cores this process may use)",
     "GALLIUM_PIN": "whether threads of the CPU kernels keep to one core each: on, off or auto (on several NUMA nodes)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 
-from gallium.backends.cpu.library import LEVELS
+from gallium.backends.cpu.library import available_levels
 from gallium.models.catalog import load_model
 from gallium.models.decoder import Model
 from gallium.models.spec import ModelSpec
@@ -35,6 +35,6 @@ class Target:
 
 REFERENCE = Target("reference")
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8", "int4")
-CPU = [Target("cpu", precision, level) for level in LEVELS for precision in PRECISIONS]
+CPU = [Target("cpu", precision, level) for level in available_levels() for precision in PRECISIONS]
 TORCH = [Target("torch"), Target("torch", "bfloat16")]
 FLOAT32 = [REFERENCE, TORCH[0], *(target for target in CPU if target.precision == "float32")]

@@ -1,7 +1,7 @@
 // Peak of AVX2: independent sums of the FMA instruction, and of the steps that stand for a product of bytes.
+#include "peak_burn.h"
 #include "peak_kernels.h"
 #include "read_streams.h"
-#include "x86/peak_burn.h"
 #include "x86/simd_avx2.h"
 
 namespace ga {

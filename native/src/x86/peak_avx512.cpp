@@ -1,7 +1,7 @@
 // Peak of AVX-512: sixteen independent sums of the FMA, BF16 and VNNI instructions.
+#include "peak_burn.h"
 #include "peak_kernels.h"
 #include "read_streams.h"
-#include "x86/peak_burn.h"
 #include "x86/simd_avx512.h"
 
 namespace ga {

@@ -22,11 +22,15 @@ from gallium.ops.machine import Fact, Limits
 READ_BYTES = 256 << 20  # far beyond any cache
 ROUNDS = 5
 LEVEL_REASONS = {
-    "generic": "portable C++: this machine lacks AVX2 with FMA and F16C, or the level was forced",
+    "generic": "portable C++: this machine lacks AVX2 with FMA and F16C, is neither x86-64 nor arm64, or the level was "
+    "forced",
     "avx2": "AVX2 with FMA and F16C: this machine lacks AVX-512 with VNNI and BF16, or the level was forced",
     "avx512": "AVX-512 with VNNI and BF16",
     "amx": "AMX tiles in bfloat16 and int8, AVX-512 for the rest",
     "amx-emulated": "EMULATED AMX tiles, slow, for tests",
+    "neon": "NEON: this machine lacks the dot product instructions (dotprod), or the level was forced",
+    "dotprod": "NEON with dot products: this machine lacks matrix products (i8mm, bf16), or the level was forced",
+    "i8mm": "matrix instructions in int8 and bfloat16, NEON for the rest",
 }
 
 

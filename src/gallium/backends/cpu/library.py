@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +13,7 @@ from gallium.errors import BackendError, UsageError
 from gallium.settings import environment
 
 ABI_VERSION = 4
-FILE_NAME = "libgallium_cpu.so"
-LEVELS = ("generic", "avx2", "avx512", "amx", "amx-emulated")
-"""Instruction-set levels, weakest first; the index is the native code. The last is for tests and never a default."""
+FILE_NAME = "libgallium_cpu.dylib" if sys.platform == "darwin" else "libgallium_cpu.so"
 MAX_THREADS = 256
 PINNING = ("auto", "on", "off")
 """Values of GALLIUM_PIN; cores.py says what they do."""
@@ -63,24 +62,24 @@ def load() -> ctypes.CDLL:
     return library
 
 
-def best_level() -> int:
-    """The index in LEVELS of the best level of this machine."""
-    return int(load().ga_best_level())
+def best_level() -> str:
+    """The best level of this machine."""
+    return _level_names(load())[int(load().ga_best_level())]
 
 
 def available_levels() -> tuple[str, ...]:
     """The levels that can be set here, weakest first, those that run in software included (see `is_emulated`)."""
-    return tuple(name for code, name in enumerate(LEVELS) if load().ga_has_level(code))
+    return _available(load())
 
 
 def is_emulated(name: str) -> bool:
     """Whether this build runs a level in software: "amx-emulated", and "avx512" in the build of `make test-levels`."""
-    return bool(load().ga_emulated(LEVELS.index(name)))
+    return bool(load().ga_emulated(_level_names(load()).index(name)))
 
 
 def level() -> str:
     """The level in use."""
-    return LEVELS[load().ga_level()]
+    return _level_names(load())[int(load().ga_level())]
 
 
 def set_level(name: str) -> None:
@@ -115,9 +114,23 @@ def usable_cores() -> int:
     return min(MAX_THREADS, find_cores().threads)
 
 
+def _level_names(library: ctypes.CDLL) -> list[str]:
+    """All levels of this architecture, weakest first; the index is the native code."""
+    library.ga_level_name.restype = ctypes.c_char_p
+    names: list[str] = []
+    while (name := library.ga_level_name(len(names))) is not None:
+        names.append(name.decode("ascii"))
+    return names
+
+
+def _available(library: ctypes.CDLL) -> tuple[str, ...]:
+    return tuple(name for code, name in enumerate(_level_names(library)) if library.ga_has_level(code))
+
+
 def _set_level(library: ctypes.CDLL, name: str) -> None:
-    if name not in LEVELS or library.ga_set_level(LEVELS.index(name)) != 0:
-        known = ", ".join(LEVELS[: library.ga_best_level() + 1])
+    names = _level_names(library)
+    if name not in names or library.ga_set_level(names.index(name)) != 0:
+        known = ", ".join(_available(library))
         raise UsageError(
             f"instruction-set level {name!r} is not available here; choose from {known} (GALLIUM_CPU_LEVEL)."
         )

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gallium.backends.cpu import library
 from gallium.backends.cpu.arrays import address, require
-from gallium.backends.cpu.library import load
 from gallium.errors import BackendError
 from gallium.ops.handles import IntArray, RopeSpec, Step
 
@@ -47,7 +47,7 @@ def fill_rope_table(table: NDArray[np.float32], positions: IntArray, spec: RopeS
     """Write `rope_table` into a contiguous array of its shape."""
     found = frequencies(spec.dim, spec.base)
     packed = _TABLE.pack(address(positions), address(found), address(table), len(positions), spec.dim, spec.interleaved)
-    load().ga_rope_table(packed)
+    library.load().ga_rope_table(packed)
 
 
 def _int32(array: Any, what: str) -> IntArray:
@@ -99,7 +99,7 @@ class CpuPlan:
         return found
 
     def _find_slots(self, slots: IntArray, block_size: int, num_blocks: int) -> None:
-        fault = load().ga_plan_slots(
+        fault = library.load().ga_plan_slots(
             _SLOTS.pack(address(self.positions), address(slots), self.tokens, block_size, num_blocks) + self.batch
         )
         if fault:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gallium.backends.cpu import library
 from gallium.backends.cpu.arrays import address, aligned_zeros, check_memory, require
-from gallium.backends.cpu.library import load
 from gallium.backends.cpu.plan import FixedPlan
 from gallium.backends.cpu.recording import CALLS, Arena, NotRecordable, Recorded, Recorder
 from gallium.ops.handles import FloatArray, Step
@@ -35,7 +35,7 @@ class Program:
     def __init__(self, recorder: Recorder, plan: FixedPlan, logits: Recorded) -> None:
         self.plan = plan
         self._shape = logits.shape
-        self._run = load().ga_run
+        self._run = library.load().ga_run
         args = b"".join(packed for _, packed in recorder.calls)  # structs of 8-byte members: each stays aligned
         self._args = aligned_zeros(len(args), np.uint8)
         self._args[:] = np.frombuffer(args, np.uint8)

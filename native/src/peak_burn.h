@@ -14,6 +14,8 @@ static void burn(int64_t rounds, Start start, Step step, std::integer_sequence<i
         sum = step(sum);
 #if defined(GA_EMULATE_LEVELS)
         asm volatile("" : "+m"(sum));
+#elif defined(__aarch64__)
+        asm volatile("" : "+w"(sum));
 #else
         asm volatile("" : "+v"(sum));  // each step is done, one by one
 #endif
