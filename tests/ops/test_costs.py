@@ -186,7 +186,7 @@ def test_fused_blocks_compute_as_much_as_their_parts(name: str) -> None:
     spec = spec_of(name)
     plain = costs_of(ReferenceOps(), name, "float32")
     blocks = costs_of(cpu.open(spec.facts, "float32", 1), name, "float32")
-    assert {"gqa", "gated_mlp" if spec.moe is None else "experts"} <= {op for op, _ in blocks}
+    assert {"gqa", "gated_mlp" if spec.moe is None else "moe"} <= {op for op, _ in blocks}
 
     def total(seen: list[tuple[str, Cost]]) -> Cost:
         return sum((cost for _, cost in seen), Cost())
