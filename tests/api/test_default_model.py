@@ -74,7 +74,6 @@ def test_a_prediction_gives_the_same_answer_and_is_counted(client: OpenAI, defau
     asked: Any = [{"role": "user", "content": f"Repeat this text exactly, but write Four instead of Three: {text}"}]
     fields: dict[str, Any] = {"model": client.models.list().data[0].id, "messages": asked, "max_tokens": 40}
     content: Any = [{"type": "text", "text": text[:50]}, {"type": "text", "text": text[50:]}] if parts else text
-    before = default_server.health()["engine"]["accepted_tokens"]
     for sampled in ({"temperature": 0}, {"temperature": 0.6, "seed": 4}):
         plain = client.chat.completions.create(**fields, **sampled)
         answer = client.chat.completions.create(**fields, **sampled, prediction={"type": "content", "content": content})
@@ -85,7 +84,6 @@ def test_a_prediction_gives_the_same_answer_and_is_counted(client: OpenAI, defau
         assert details is not None and details.accepted_prediction_tokens is not None
         assert details.accepted_prediction_tokens > 0 and details.rejected_prediction_tokens is not None
         assert plain.usage.completion_tokens_details is None
-    assert default_server.health()["engine"]["accepted_tokens"] > before
 
 
 def test_a_short_answer_stops_by_itself(client: OpenAI, default_llm: LLM) -> None:

@@ -45,7 +45,7 @@ def test_a_section_adds_up(gallium, tiny):
     for section in profile_of(gallium, "--shape", tiny)["profile"]:
         ops = {row["op"]: row for row in section["ops"]}
         assert ops["gqa"]["calls"] == spec.num_layers
-        assert ops["experts"]["calls"] == spec.num_layers - spec.first_dense
+        assert ops["moe"]["calls"] == spec.num_layers - spec.first_dense
         assert [row["seconds"] for row in section["ops"]] == sorted((r["seconds"] for r in ops.values()), reverse=True)
         step, between = section["whole"], section["between_ops"]
         assert between["seconds"] >= 0
@@ -86,7 +86,7 @@ def test_tables_for_people(gallium, tiny):
             "calls", "ms", "share", "weights", "KV", "activ.", "GB/s", "MOP", "GOP/s", "of", "limit",
         ]  # fmt: skip
         names = [row[:12].strip() for row in rows if row and "sizes" not in row and not row.startswith("decode")]
-        assert names[-2:] == ["between ops", "all"] and {"gqa", "experts", "sample"} <= set(names)
+        assert names[-2:] == ["between ops", "all"] and {"gqa", "moe", "sample"} <= set(names)
 
 
 def test_what_moves_nothing_and_takes_no_time_is_no_line():

@@ -252,7 +252,7 @@ def test_no_more_than_a_layer_is_held(tmp_path: Path) -> None:
 
         from gallium.backends.cpu.matrices import Packed
 
-        held.append(sum(isinstance(one, Packed) for one in gc.get_objects()))
+        held.append(sum(type(one) is Packed for one in gc.get_objects()))
         return before(self, *args)
 
     CpuOps.pack_linear = counting  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ AT = {
     "wrong scale": {"attend", "gqa"},
     "swapped rope pairing": {"rope", "gqa"},
     "off-by-one mask": {"attend"},
-    "dropped router bias": {"route"},
+    "dropped router bias": {"route", "moe"},
     "float16 accumulation": {"linear", "gqa"},
 }
 

@@ -32,6 +32,7 @@ class Watching(CpuOps):
     """CPU ops that note what `linear` and `kv_write` are given. Blocks are composed, so that nothing is missed."""
 
     gated_mlp = Ops.gated_mlp
+    moe = Ops.moe
     gqa = Ops.gqa
 
     def __init__(self, checkpoint: Checkpoint) -> None:
