@@ -98,9 +98,8 @@ def test_it_talks(default: Checkpoint, tmp_path: Path) -> None:
         assert "int8" in llm.assembly.summary
         question = [{"role": "user", "content": "What is gravity?"}]
         answer = llm.chat(question, SamplingParams(temperature=0.0, max_tokens=48))
-    assert "ravity" in answer.text and {"force", "mass", "spacetime"} & set(
-        answer.text.split()
-    )  # by the level's rounding
+    # Which of these words it says is up to the last bits of the level.
+    assert "Gravity" in answer.text and any(word in answer.text for word in ("force", "mass", "spacetime"))
 
 
 def test_results_do_not_depend_on_company(moe: Checkpoint, ids: list[int], tmp_path: Path) -> None:

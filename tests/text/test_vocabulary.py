@@ -90,12 +90,13 @@ def test_threads_may_share_it(tmp_path: Path) -> None:
         assert list(pool.map(grown.encode, texts)) == [whole.encode(text) for text in texts]
 
 
-def test_another_tokenizer_json_is_the_truth(tmp_path: Path) -> None:
+def test_another_tokenizer_json_is_the_truth(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with_vocabulary(tmp_path)
     content = tokenizer_json("glm45")
     content["model"]["merges"].clear()
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     assert read_vocabulary(tmp_path) is None
+    assert "convert the model again" in caplog.text
     assert Tokenizer.from_folder(tmp_path).encode("the") == Tokenizer(read_files(tmp_path)).encode("the")
 
 

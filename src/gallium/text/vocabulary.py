@@ -8,6 +8,7 @@ same in `vocabulary.safetensors`, beside the JSON that it was made from: a start
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,7 +151,7 @@ def write_vocabulary(
 
 
 def read_vocabulary(folder: Path) -> tuple[About, Vocabulary] | None:
-    """The file of a folder; None if there is none, or if the tokenizer's own files have changed since it was made.
+    """The file of a folder; None if there is none, or if the tokenizer's own files have changed since (with a warning).
 
     Raises CheckpointError if it is damaged.
     """
@@ -165,6 +166,11 @@ def read_vocabulary(folder: Path) -> tuple[About, Vocabulary] | None:
     except (KeyError, msgspec.DecodeError) as cause:
         raise CheckpointError(f"{path} is damaged ({cause}): delete it, or convert the model again.") from cause
     if about.version != VERSION or about.checksums != checksums(folder):
+        logging.getLogger(__name__).warning(
+            "%s is not used: it is of another version, or the tokenizer's files have changed since. Answers stay right,"
+            " but starts take longer: convert the model again.",
+            path,
+        )
         return None
     return about, vocabulary
 
