@@ -11,7 +11,7 @@ from tests.conformance.targets import GQA, Target, facts
 
 from gallium.errors import BackendError
 from gallium.models.decoder import GqaWeights
-from gallium.ops.backend import ChoosesKv, open_ops
+from gallium.ops.backend import TellsKv, open_ops
 from gallium.ops.handles import AttentionSpec, RopeSpec
 from gallium.ops.reference import ReferenceOps
 
@@ -20,7 +20,7 @@ MLA = AttentionSpec("mla", 2, 2, 16, 16, 0.25, RopeSpec(8, 1e4, True), latent_di
 
 def refusal_of(target: Target, spec: AttentionSpec) -> str | None:
     """Why the target has no such cache; None if it has one."""
-    if not isinstance(target.backend, ChoosesKv):
+    if not isinstance(target.backend, TellsKv):
         return "it cannot choose"
     rows = target.backend.kv_support(facts(spec), target.precision)
     return next(row.refusal for row in rows if row.precision == "int8") or None
@@ -110,5 +110,5 @@ def test_what_is_refused_has_a_reason(target: Target, spec: AttentionSpec) -> No
 def test_auto_is_what_open_gives(target: Target) -> None:
     """And the first that the backend names."""
     ops = pair(target).ours
-    if isinstance(target.backend, ChoosesKv):
+    if isinstance(target.backend, TellsKv):
         assert ops.kv_precision == target.backend.kv_support(facts(), target.precision)[0].precision

@@ -90,7 +90,7 @@ def _program_facts() -> dict[str, str]:
 def _backend_facts(
     backend: Backend, spec: ModelSpec, asked: Precision | None, threads: int | None, measure: bool
 ) -> dict[str, Any]:
-    from gallium.ops.backend import ChoosesKv
+    from gallium.ops.backend import TellsKv
     from gallium.ops.machine import Describes, Measures
 
     probe = backend.probe()
@@ -120,7 +120,7 @@ def _backend_facts(
         }
     facts["precision"] = precision = asked or _usual_precision(backend, spec)
     facts["ops"] = _op_facts(backend, spec, precision)
-    if isinstance(backend, ChoosesKv):
+    if isinstance(backend, TellsKv):
         facts["kv_cache"] = [asdict(row) for row in backend.kv_support(spec.facts, precision)]
     return facts
 

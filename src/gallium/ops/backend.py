@@ -70,12 +70,20 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class ChoosesKv(Protocol):
-    """A backend whose KV cache can have several precisions."""
+class TellsKv(Protocol):
+    """A backend that knows which precisions its KV cache can have."""
 
     def kv_support(self, model: ModelFacts, precision: Precision) -> list[KvSupport]:
-        """Every precision of the cache of a model whose weights have `precision`; first what "auto" takes."""
+        """Every precision of the cache of a model whose weights have `precision`; first what "auto" takes.
+
+        All others are refused, unless the backend also `ChoosesKv`.
+        """
         ...
+
+
+@runtime_checkable
+class ChoosesKv(TellsKv, Protocol):
+    """A backend whose KV cache can have several precisions."""
 
     def open_with_kv(
         self,
@@ -100,7 +108,7 @@ def open_ops(
     """`Backend.open` with caches of a chosen precision. Raises BackendError where the backend does not have it."""
     if kv_precision == "auto":
         return backend.open(model, precision, threads, placement)
-    if not isinstance(backend, ChoosesKv):
+    if not isinstance(backend, TellsKv):
         raise BackendError(
             f"the KV cache of backend {backend.name!r} has one precision only, which --kv-precision auto takes."
         )
@@ -108,7 +116,9 @@ def open_ops(
     refusal = known.get(kv_precision, f"it has {', '.join(name for name, why in known.items() if not why)}")
     if refusal:
         raise BackendError(f"backend {backend.name!r} has no KV cache in {kv_precision} for this model: {refusal}.")
-    return backend.open_with_kv(model, precision, kv_precision, threads, placement)
+    if isinstance(backend, ChoosesKv):
+        return backend.open_with_kv(model, precision, kv_precision, threads, placement)
+    return backend.open(model, precision, threads, placement)
 
 
 @dataclass

@@ -100,17 +100,6 @@ class AscendBackend:
         refused = [KvSupport(name, kept) for name in others if name != usual]
         return [KvSupport(usual), *refused, KvSupport("int8", ONLY_CALIBRATED)]
 
-    def open_with_kv(
-        self,
-        model: ModelFacts,
-        precision: Precision,
-        kv_precision: KvPrecision,
-        threads: int | None = None,
-        placement: Placement = ALONE,
-    ) -> Ops:
-        """As `open`: there is nothing to choose."""
-        return self.open(model, precision, threads, placement)
-
     def describe(self) -> Sequence[Fact]:
         """Chip, memory, CANN, driver, torch_npu; on the virtual NPU that it is one, first."""
         chip = this_chip()

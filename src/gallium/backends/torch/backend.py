@@ -97,17 +97,6 @@ class TorchBackend:
         found = [KvSupport(name, "" if name == precision else kept) for name in others]
         return [*sorted(found, key=lambda row: row.refusal), KvSupport("int8", ONLY_CALIBRATED)]
 
-    def open_with_kv(
-        self,
-        model: ModelFacts,
-        precision: Precision,
-        kv_precision: KvPrecision,
-        threads: int | None = None,
-        placement: Placement = ALONE,
-    ) -> Ops:
-        """As `open`: there is nothing to choose."""
-        return self.open(model, precision, threads, placement)
-
     def describe(self) -> Sequence[Fact]:
         """The version of PyTorch, and the device it would use as far as that can be told without starting it."""
         asked = environment("GALLIUM_TORCH_DEVICE")
