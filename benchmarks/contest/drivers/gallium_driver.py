@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import time
 from typing import Any
 
@@ -10,8 +9,7 @@ import numpy as np
 from protocol import FIRST_PROMPT, Contender, Plan, answer
 
 from gallium import LLM, __version__
-from gallium.errors import GalliumError
-from gallium.types import Delta, SamplingParams
+from gallium.cli.measuring import answer_times
 
 PRECISIONS = {"bf16": "bfloat16", "int8": "int8", "int4": "int4"}
 SPARE = 64  # tokens of KV cache per sequence beside those of the plan: blocks are not always full
@@ -54,22 +52,7 @@ class Gallium(Contender):
         return len(found)
 
     def _run(self, prompts: list[list[int]], tokens: int) -> list[list[float]]:
-        """When each token of each prompt's answer came."""
-        arrived: queue.SimpleQueue[tuple[int, float, Delta | GalliumError]] = queue.SimpleQueue()
-        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-        for number, prompt in enumerate(prompts):
-            self.llm.assembly.engine.submit(
-                prompt, params, lambda delta, n=number: arrived.put((n, time.perf_counter(), delta))
-            )
-        times: list[list[float]] = [[] for _ in prompts]
-        left = len(prompts)
-        while left:
-            number, when, delta = arrived.get()
-            if isinstance(delta, GalliumError):
-                raise delta
-            times[number] += [when] * len(delta.token_ids)
-            left -= delta.finish_reason is not None
-        return times
+        return answer_times(self.llm.assembly.engine, prompts, tokens)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -45,25 +45,29 @@ class Stopwatch:
         return sum(begin < when <= end for times in streams for when in times) / (end - begin)
 
     def _run(self, batch: int, prompt_tokens: int, new_tokens: int) -> list[list[float]]:
-        """When each token of each request came."""
-        params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
-        arrived: Arrivals = queue.SimpleQueue()
-        times: list[list[float]] = [[] for _ in range(batch)]
         prompts = self._rng.integers(0, self._vocab_size, (batch, prompt_tokens)).tolist()
-        handles = [self._engine.submit(prompt, params, _stamped(i, arrived)) for i, prompt in enumerate(prompts)]
-        left = batch
-        try:
-            while left:
-                number, when, delta = arrived.get()
-                if isinstance(delta, GalliumError):
-                    raise delta
-                times[number] += [when] * len(delta.token_ids)
-                left -= delta.finish_reason is not None
-        except BaseException:
-            for handle in handles:
-                handle.cancel()
-            raise
-        return times
+        return answer_times(self._engine, prompts, new_tokens)
+
+
+def answer_times(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[float]]:
+    """When each token of each prompt's greedy answer came, by `time.perf_counter`. Raises what ended an answer."""
+    params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
+    arrived: Arrivals = queue.SimpleQueue()
+    times: list[list[float]] = [[] for _ in prompts]
+    handles = [engine.submit(prompt, params, _stamped(i, arrived)) for i, prompt in enumerate(prompts)]
+    left = len(prompts)
+    try:
+        while left:
+            number, when, delta = arrived.get()
+            if isinstance(delta, GalliumError):
+                raise delta
+            times[number] += [when] * len(delta.token_ids)
+            left -= delta.finish_reason is not None
+    except BaseException:
+        for handle in handles:
+            handle.cancel()
+        raise
+    return times
 
 
 def _stamped(number: int, arrived: Arrivals) -> Callable[[Delta | GalliumError], None]:
