@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 from benchmarks.contest.cells import choose, groups
@@ -55,7 +57,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contest", description=__doc__)
     parser.add_argument("--peers", type=_names, default=["gallium"], help=f"of {', '.join(PEERS)}, or all")
     parser.add_argument("--cells", type=lambda t: t.split(","), default=["alone"],
-                        help="keys, patterns such as 'W1/int4/*', or a set: all, telling, alone")  # fmt: skip
+                        help="keys, patterns such as 'W1/int4/*', or a set: all, goals, telling, alone")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no new cell is begun")
@@ -65,6 +67,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="measure nothing: print what is known, and draw")
     parser.add_argument("--results", type=Path, help="the RESULTS.md to put the entry into")
     parser.add_argument("--called", help="the command that the entry names, if not this one")
+    parser.add_argument(
+        "--causes", type=Path, help="a TOML file: why goals are missed, by patterns such as 'W1 * decode*'"
+    )
     parser.add_argument("--plots", type=Path, default=HERE / "plots")
     return parser.parse_args()
 
@@ -85,17 +90,23 @@ def _install(peers: list[Peer]) -> None:
 
 
 def _write(how: argparse.Namespace, store: Store) -> None:
-    found = entry(store, how.called or "python -m benchmarks.contest " + shlex.join(sys.argv[1:]))
+    drawn = _draw(how, store)
+    causes = tomllib.loads(how.causes.read_text(encoding="utf-8")) if how.causes else {}
+    base = (how.results or how.plots).resolve().parent
+    plots = [os.path.relpath(path.resolve(), base) for path in drawn]
+    found = entry(store, how.called or "python -m benchmarks.contest " + shlex.join(sys.argv[1:]), causes, plots)
     print(found)
     if how.results is not None:
         how.results.write_text(inserted(how.results.read_text(encoding="utf-8"), found), encoding="utf-8")
+
+
+def _draw(how: argparse.Namespace, store: Store) -> list[Path]:
     try:
         from benchmarks.contest.plots import draw
     except ImportError:
         print("no plots: they need matplotlib (the extra `bench`)", file=sys.stderr)
-        return
-    for path in draw(store, how.plots):
-        print(f"drawn: {path}")
+        return []
+    return draw(store, how.plots)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,23 @@ PREFILL = (128, 512, 2048, 8192)
 CONTEXTS = (128, 2048, 8192)
 BATCHES = (1, 4, 8, 16)
 STREAMS = (1, 4, 16)
+SMALL_KV = ((1, 2048), (1, 8192), (16, 2048))  # (batch, context) of the cells whose KV cache has 8 bits
+LONG = 32768
 PRECISIONS = ("bf16", "int8", "int4")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One model. `shape` is that of `gallium bench --shape`; None is the embedded default model, real weights."""
+    """One model. `shape` is that of `gallium bench --shape`; None is the embedded default model, real weights.
+
+    `positions` lifts the model's own limit of positions: what it says beyond is meaningless, what it takes is not.
+    """
 
     name: str
     what: str
     shape: str | None
     precisions: tuple[str, ...]
+    positions: int | None = None
 
 
 WORKLOADS = {
@@ -32,25 +38,29 @@ WORKLOADS = {
         Workload("W2", "the embedded default model, SmolLM2-135M-Instruct", None, PRECISIONS),
         Workload("W3", "GLM-4-9B's shape", "glm-4-9b", ("int4",)),
         Workload("W4", "a GLM-4.5-like mixture of experts, 64 experts of 768", "glm-4.5-small", ("int4",)),
+        Workload("W2-32k", "W2 with the limit of positions lifted", None, ("int4",), LONG + 256),
     )
 }
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One number per contender. `size`: tokens of prompt (prefill) or context (decode), or streams (served)."""
+    """One number per contender. `size`: tokens of prompt (prefill) or context (decode), or streams (served). `kv`: bits
+    of a value in the KV cache."""
 
     workload: str
     precision: str
     kind: Kind
     batch: int = 1
     size: int = 0
+    kv: int = 16
 
     @property
     def key(self) -> str:
-        """How the cell is called on the command line and in the results: `W1/int4/decode/16@2048`."""
+        """How the cell is called on the command line and in the results: `W1/int4/decode/16@2048`, `.../kv8`."""
         tail = {"prefill": f"/{self.size}", "decode": f"/{self.batch}@{self.size}", "served": f"/{self.size}"}
-        return f"{self.workload}/{self.precision}/{self.kind}{tail.get(self.kind, '')}"
+        kept = "" if self.kv == 16 else f"/kv{self.kv}"
+        return f"{self.workload}/{self.precision}/{self.kind}{tail.get(self.kind, '')}{kept}"
 
 
 def all_cells() -> Iterator[Cell]:
@@ -58,20 +68,31 @@ def all_cells() -> Iterator[Cell]:
     for workload in WORKLOADS.values():
         for precision in workload.precisions:
             facts = (workload.name, precision)
+            if workload.positions is not None:
+                yield from (Cell(*facts, "decode", 1, LONG, kv) for kv in (16, 8))
+                continue
             yield Cell(*facts, "start")
             yield from (Cell(*facts, "prefill", 1, tokens) for tokens in PREFILL)
             yield from (Cell(*facts, "decode", batch, context) for context in CONTEXTS for batch in BATCHES)
             yield from (Cell(*facts, "served", 1, streams) for streams in STREAMS)
+            if workload.name == "W1":
+                yield Cell(*facts, "start", kv=8)
+                yield from (Cell(*facts, "decode", *rows, 8) for rows in SMALL_KV)
 
 
 TELLING = (  # about half an hour beside llama.cpp on two cores
     "W1/*/prefill/512", "W1/*/decode/1@128", "W1/*/decode/16@128", "W1/*/start", "W1/int4/decode/1@2048",
-    "W1/int4/served/16", "W2/*/prefill/512", "W2/*/decode/1@128", "W2/*/decode/16@128",
-    "W3/int4/prefill/128", "W3/int4/decode/1@128", "W3/int4/decode/4@128",
+    "W1/int4/decode/1@2048/kv8", "W1/*/start/kv8", "W1/int4/served/16", "W2/*/prefill/512", "W2/*/decode/1@128",
+    "W2/*/decode/16@128", "W3/int4/prefill/128", "W3/int4/decode/1@128", "W3/int4/decode/4@128",
     "W4/int4/prefill/512", "W4/int4/decode/1@128", "W4/int4/decode/16@128",
 )  # fmt: skip
+GOALS = (  # what goals.py asks for, two hours
+    "W?/*/start", "W1/*/start/kv8", "W1/*/prefill/512", "W1/*/prefill/2048", "W1/*/decode/1@128", "W1/*/decode/1@8192",
+    "W?/int4/decode/16@128", "W1/*/served/16", "W3/int4/prefill/512", "W3/int4/prefill/2048", "W3/int4/decode/1@128",
+    "W4/int4/prefill/512", "W4/int4/decode/1@128", "W2-32k/*",
+)  # fmt: skip
 ALONE = ("W1/*/prefill/512", "W1/*/decode/1@128", "W1/*/decode/16@128", "W2/*/prefill/512", "W2/*/decode/1@128")
-SETS = {"all": ("*",), "telling": TELLING, "alone": ALONE}
+SETS = {"all": ("*",), "telling": TELLING, "goals": GOALS, "alone": ALONE}
 
 
 def choose(patterns: Iterable[str]) -> list[Cell]:
@@ -91,10 +112,11 @@ def choose(patterns: Iterable[str]) -> list[Cell]:
 
 @dataclass
 class Group:
-    """Cells of one model in one precision: contenders are loaded once for all of them."""
+    """Cells of one model in one precision and KV precision: contenders are loaded once for all of them."""
 
     workload: Workload
     precision: str
+    kv: int = 16
     cells: list[Cell] = field(default_factory=list)
 
     @property
@@ -107,11 +129,16 @@ class Group:
         """Most sequences decoded together."""
         return max((c.batch for c in self.cells), default=1)
 
+    @property
+    def spare(self) -> int:
+        """Sequences beside those that decode, for the prompts whose prefill is timed."""
+        return int(any(c.kind == "prefill" for c in self.cells))
+
 
 def groups(cells: Iterable[Cell]) -> list[Group]:
     """Cells by what must be loaded for them."""
-    found: dict[tuple[str, str], Group] = {}
+    found: dict[tuple[str, str, int], Group] = {}
     for cell in cells:
-        facts = (cell.workload, cell.precision)
-        found.setdefault(facts, Group(WORKLOADS[cell.workload], cell.precision)).cells.append(cell)
+        facts = (cell.workload, cell.precision, cell.kv)
+        found.setdefault(facts, Group(WORKLOADS[cell.workload], *facts[1:])).cells.append(cell)
     return list(found.values())

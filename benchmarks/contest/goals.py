@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.contest.cells import WORKLOADS, Cell
+from benchmarks.contest.cells import LONG, WORKLOADS, Cell, all_cells
 from benchmarks.contest.models import config_of, kv_bytes
 from benchmarks.contest.store import Score, Store, best_peer
 
@@ -25,7 +25,6 @@ class Verdict:
     goal: str
     reached: str
     ratio: float | None  # reached / wanted, 1 or more is met
-    cause: str = ""
 
     @property
     def met(self) -> bool:
@@ -122,25 +121,30 @@ def _served(store: Store) -> Iterator[Verdict]:
 
 
 def _start(store: Store) -> Iterator[Verdict]:
-    for precision in ("bf16", "int8", "int4"):
-        cell = Cell("W1", precision, "start")
+    for workload, precision in ((w.name, p) for w in WORKLOADS.values() for p in w.precisions):
+        cell = Cell(workload, precision, "start")
         score, peer = _score(store, cell), best_peer(store.cells.get(cell.key, {}), least=True)
         if score is None or peer is None or score.median is None:
             continue
         what = f"{score.median:.2f} s against {peer[1]:.2f} s ({peer[0]})"
         yield Verdict(
-            f"W1 {precision} start to first token", "0.3 x the fastest peer", what, 0.3 * peer[1] / score.median
+            f"{workload} {precision} start to first token", "0.3 x the fastest peer", what, 0.3 * peer[1] / score.median
         )
 
 
 def _memory(store: Store) -> Iterator[Verdict]:
-    for precision in ("bf16", "int8", "int4"):
-        score = _score(store, Cell("W1", precision, "start"))
+    """Peak of a process that was loaded for one sequence, and of one that decodes after a very long context."""
+    cells = [Cell(w.name, p, "start", kv=kv) for w in WORKLOADS.values() for p in w.precisions for kv in (16, 8)]
+    cells += [cell for cell in all_cells() if cell.size == LONG]
+    for cell in cells:
+        score = _score(store, cell)
         if score is None or not score.facts.get("peak_bytes") or not score.facts.get("weight_bytes"):
             continue
         peak = score.facts["peak_bytes"]
         allowed = 1.1 * (score.facts["weight_bytes"] + score.facts["kv_bytes"]) + 150 * MB
-        yield Verdict(f"W1 {precision} peak memory", f"{allowed / MB:.0f} MB", f"{peak / MB:.0f} MB", allowed / peak)
+        yield Verdict(
+            f"{cell.key}: peak memory", f"{allowed / MB:.0f} MB", f"{peak / MB:.0f} MB", allowed / peak
+        )  # fmt: skip
 
 
 def _quality(store: Store) -> Iterator[Verdict]:

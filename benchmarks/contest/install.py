@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from benchmarks.contest.cells import WORKLOADS, Group
 from benchmarks.contest.models import facts_of, kv_bytes
-from benchmarks.contest.peers import ROOT, Peer
+from benchmarks.contest.peers import LLAMA_SERVER, ROOT, Peer
 from benchmarks.contest.process import Process, Refused
 
 LIST_REQUIREMENTS = """
@@ -27,11 +29,21 @@ AVX512 = (
     "-DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON"
 )
 
+SERVER = (
+    "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF",
+)  # fmt: skip
+
 
 def install(peer: Peer) -> None:
-    """Raises Refused with the last line of what pip said."""
-    if peer.installed:
-        return
+    """The environment, and llama.cpp's server. Raises Refused with the last line of what pip or CMake said."""
+    if not peer.installed:
+        _install(peer)
+    if peer.name == "llama.cpp" and not LLAMA_SERVER.exists():
+        _build_server(peer)
+
+
+def _install(peer: Peer) -> None:
     print(f"installing {peer.name} into {ROOT / peer.name} ...", flush=True)
     shutil.rmtree(ROOT / peer.name, ignore_errors=True)
     _run([sys.executable, "-m", "venv", str(ROOT / peer.name)])
@@ -63,6 +75,29 @@ def _working_build(peer: Peer) -> str:
     if not _runs(peer):
         raise Refused("llama.cpp crashes both with GGML_NATIVE and with AVX-512 alone")
     return "built for AVX-512 VNNI: with GGML_NATIVE it crashes"
+
+
+def _build_server(peer: Peer) -> None:
+    """llama.cpp's own server, of the sources that llama-cpp-python was built from and with the same kernels."""
+    print(f"building {LLAMA_SERVER} ...", flush=True)
+    native = "GGML_NATIVE" in (ROOT / peer.name / ".installed").read_text(encoding="utf-8").partition(":")[0]
+    kernels = "-DGGML_NATIVE=ON" if native else AVX512
+    _pip(peer, ["cmake", "ninja"], {})
+    programs = peer.python.parent
+    with TemporaryDirectory(dir=ROOT) as place:
+        wanted = peer.steps[0][0].replace("[server]", "")
+        _run([str(peer.python), "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+              "--no-binary", ":all:", "--dest", place, wanted])  # fmt: skip
+        (archive,) = Path(place).glob("*.tar.gz")
+        with tarfile.open(archive) as packed:
+            packed.extractall(place, filter="data")
+        (sources,) = Path(place).glob("*/vendor/llama.cpp")
+        build = Path(place) / "build"
+        environment = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+        _run([str(programs / "cmake"), "-S", str(sources), "-B", str(build), "-G", "Ninja", *SERVER, *kernels.split()],
+             environment)  # fmt: skip
+        _run([str(programs / "cmake"), "--build", str(build), "--target", "llama-server"], environment)
+        shutil.copy2(build / "bin" / "llama-server", LLAMA_SERVER)
 
 
 def _runs(peer: Peer) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +17,6 @@ from benchmarks.contest.cells import Workload
 from benchmarks.contest.gguf_file import STORED, write_gguf
 from benchmarks.contest.process import Refused
 from benchmarks.contest.vocabulary import end_token, write_tokenizer
-from benchmarks.machine import machine
 
 from gallium.checkpoints.opening import open_checkpoint
 from gallium.checkpoints.resolve import default_model_path
@@ -26,6 +27,14 @@ from gallium.models.config import read_spec
 ARCHITECTURES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM", "glm4_moe": "Glm4MoeForCausalLM"}
 PRECISIONS = {"bf16": "bfloat16", "int8": "int8", "int4": "int4"}
 GALLIUM = Path(sys.executable).parent / "gallium"
+PROJECT = Path(__file__).parents[2]
+RESERVE = 10 << 30  # bytes of the disk that no model may take
+PACKING_CODE = (
+    "native/src/pack.cpp", "native/src/decode.*", "native/src/half.h", "native/src/magnitude.h",
+    "native/src/matrix.h", "src/gallium/backends/cpu/kernels_linear.py", "src/gallium/backends/cpu/matrices.py",
+    "src/gallium/backends/cpu/stored.py", "src/gallium/checkpoints/packed_*.py", "src/gallium/engine/packing.py",
+    "src/gallium/models/catalog.py",
+)  # fmt: skip
 OPENVINO_WEIGHTS = {
     "bf16": ("--weight-format", "fp16"),
     "int8": ("--weight-format", "int8"),
@@ -67,7 +76,10 @@ def make_folder(workload: Workload, root: Path) -> Path:
         if workload.shape is None:
             _convert_default(folder)
         else:
+            check_room(folder, 2 * weights_of(workload.shape))
             _write_random(workload.shape, folder)
+        if workload.positions is not None:
+            _lift_positions(folder, workload.positions)
     return folder
 
 
@@ -90,18 +102,52 @@ def make_gguf(workload: Workload, precision: str, root: Path) -> Path:
 
 
 def make_packed(workload: Workload, precision: str, root: Path) -> Path:
-    """What `gallium convert` writes of the common folder, made anew for each commit. Where there is only int4, the GGUF
-    file that llama.cpp reads too: bfloat16 of 9 billion weights would fill the disk."""
-    if "bf16" not in workload.precisions:
-        return make_gguf(workload, precision, root)
-    folder, mark = root / workload.name / f"gallium-{precision}", root / workload.name / f"gallium-{precision}.commit"
-    commit = str(machine()["commit"])
-    if not folder.exists() or not mark.exists() or mark.read_text(encoding="utf-8") != commit:
-        shutil.rmtree(folder, ignore_errors=True)
-        source = make_folder(workload, root)
-        run([GALLIUM, "convert", str(source), str(folder), "--precision", PRECISIONS[precision]])
-        mark.write_text(commit, encoding="utf-8")
+    """What `gallium convert --packed` writes of the common folder; made anew when the code that decides its bytes
+    changes. Where there is only int4, of the GGUF file that llama.cpp reads too, whose weights are then the peer's own:
+    bfloat16 of 9 billion weights would fill the disk."""
+    folder = root / workload.name / f"packed-{precision}"
+    mark = folder.with_suffix(".mark")
+    of_gguf = "bf16" not in workload.precisions
+    source = make_gguf(workload, precision, root) if of_gguf else make_folder(workload, root)
+    wanted = packing_mark(source)
+    if not folder.exists() or not mark.exists() or mark.read_text(encoding="utf-8") != wanted:
+        mark.unlink(missing_ok=True)
+        run([GALLIUM, "convert", "--packed", "--force", source, folder, "--precision", PRECISIONS[precision]])
+        mark.write_text(wanted, encoding="utf-8")
     return folder
+
+
+def packing_mark(source: Path, project: Path = PROJECT, code: tuple[str, ...] = PACKING_CODE) -> str:
+    """What decides a packed folder's bytes: the model, and the code that rounds, packs and writes it."""
+    weights = source / "model.safetensors" if source.is_dir() else source
+    facts = weights.stat()
+    found = sha256(f"{weights.name} {facts.st_size} {facts.st_mtime_ns}".encode())
+    for pattern in code:
+        files = sorted(project.glob(pattern))
+        if not files:
+            raise FileNotFoundError(f"{project / pattern}: code that packs has moved; say where in {__name__}.")
+        for file in files:
+            found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def weights_of(shape: str) -> int:
+    """How many weights a shape's matrices have."""
+    source = RandomCheckpoint(read_spec(shape_config(shape)))
+    return sum(math.prod(source.shape(name)) for name in source.names())
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raises Refused where a model of so many bytes would leave the disk without a reserve."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + RESERVE:
+        raise Refused(f"its model takes {needed / 1e9:.0f} GB on the disk, of which {free / 1e9:.0f} GB are free")
+
+
+def _lift_positions(folder: Path, positions: int) -> None:
+    config = folder / "config.json"
+    facts = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(facts | {"max_position_embeddings": positions}, indent=2), encoding="utf-8")
 
 
 def _write_random(shape: str, folder: Path) -> None:

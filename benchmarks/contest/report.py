@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from types import MappingProxyType
 
 from benchmarks.contest.cells import all_cells
 from benchmarks.contest.goals import verdicts
@@ -11,8 +15,13 @@ from benchmarks.contest.peers import PEERS
 from benchmarks.contest.store import Score, Store, best_peer
 
 
-def entry(store: Store, command: str) -> str:
-    """Head, limits, cells, goals; cells that were not measured are left out."""
+def entry(
+    store: Store, command: str, causes: Mapping[str, str] = MappingProxyType({}), plots: Iterable[str] = ()
+) -> str:
+    """Head, limits, cells, goals, plots; cells that were not measured are left out.
+
+    `causes`: why goals are missed, by the pattern of what they are of. `plots`: addresses of pictures.
+    """
     machine, limits = store.machine, best(store.limits)
     lines = [
         f"## {str(machine.get('date', ''))[:10]}, commit {machine.get('commit')}, {machine.get('cores')} cores of "
@@ -29,13 +38,17 @@ def entry(store: Store, command: str) -> str:
         "",
         *_starts(store),
         "",
+        *_served(store),
+        "",
         *quality_table(store),
         "",
-        *_goals(store),
+        *_goals(store, causes),
         "",
         *_refusals(store),
+        "",
+        *(f"![{PurePosixPath(address).stem}]({address})" for address in plots),
     ]
-    return "\n".join(lines).rstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
 
 def inserted(results: str, new: str) -> str:
@@ -66,7 +79,7 @@ def _cells(store: Store) -> list[str]:
     ]
     for cell in all_cells():
         scores = store.cells.get(cell.key)
-        if scores is None or cell.kind == "start":
+        if scores is None or cell.kind == "start" or not any(score.rounds for score in scores.values()):
             continue
         peer, ours = best_peer(scores), scores.get("gallium", Score()).median
         ratio = "–" if peer is None or ours is None else f"{ours / peer[1]:.2f}"
@@ -92,14 +105,37 @@ def _starts(store: Store) -> list[str]:
     return head + rows if rows else []
 
 
-def _goals(store: Store) -> list[str]:
+def _served(store: Store) -> list[str]:
+    """Who served how, one line per contender and cell."""
+    rows = []
+    for cell in all_cells():
+        for name, score in store.cells.get(cell.key, {}).items():
+            if cell.kind != "served" or score.median is None:
+                continue
+            facts = score.facts
+            times = [f"{facts[f'{what}_p50']:{form}} / {facts[f'{what}_p95']:{form}}"
+                     for what, form in (("ttft", ".2f"), ("tpot", ".3f"))]  # fmt: skip
+            server = facts.get("server", name)
+            rows.append(f"| {cell.key} | {server} | {score.median:.1f} | {times[0]} | {times[1]} |")
+    head = ["Served over HTTP, every stream with prompts of its own; seconds as p50 / p95:", "",
+            "| cell | server | tokens/s | TTFT | TPOT |", "|---|---|---|---|---|"]  # fmt: skip
+    return head + rows if rows else []
+
+
+def _goals(store: Store, causes: Mapping[str, str]) -> list[str]:
     limits = best(store.limits)
     found = verdicts(store, limits) if limits else []
     lines = ["| goal of | goal | reached | reached / goal | |", "|---|---|---|---|---|"]
     for one in found:
         ratio = "–" if one.ratio is None else f"{one.ratio:.2f}"
-        lines.append(f"| {one.what} | {one.goal} | {one.reached} | {ratio} | {'met' if one.met else 'missed'} |")
+        said = "met" if one.met else f"missed: {_cause(one.what, causes)}"
+        lines.append(f"| {one.what} | {one.goal} | {one.reached} | {ratio} | {said} |")
     return lines if found else []
+
+
+def _cause(what: str, causes: Mapping[str, str]) -> str:
+    """That of the first pattern that fits."""
+    return next((cause for pattern, cause in causes.items() if fnmatchcase(what, pattern)), "cause not known")
 
 
 def quality_table(store: Store) -> list[str]:

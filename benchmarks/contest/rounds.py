@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Contest:
                     if scores[name].reason:
                         continue
                     try:
-                        rate = _ask(process, cell, self.patience)
+                        rate = _ask(process, cell if number else _warming(cell), self.patience)
                     except Refused as refusal:
                         scores[name] = Score(reason=str(refusal))
                         if not process.alive:
@@ -69,6 +70,8 @@ class Contest:
                         continue
                     if number:
                         scores[name].rounds.append(rate)
+            for name, (process, _) in running.items():
+                scores[name].facts = scores[name].facts | {"peak_bytes": process.peak_memory()}
             self._keep(cell, scores)
 
     def _start(self, group: Group) -> dict[str, Score]:
@@ -102,12 +105,13 @@ class Contest:
         for peer in peers:
             try:
                 model = model_of(peer, group)
-                log = ROOT / "logs" / f"{group.workload.name}-{group.precision}-{peer.name}.log"
+                log = ROOT / "logs" / f"{group.workload.name}-{group.precision}-kv{group.kv}-{peer.name}.log"
                 process = Process(peer.python, peer.driver, log)
                 stack.callback(process.close)
                 facts = process.load({
                     "model": str(model), "precision": group.precision, "threads": self.threads,
                     "max_context": 512 + 128 if small else group.longest, "max_batch": 1 if small else group.widest,
+                    "spare": 0 if small else group.spare, "kv": group.kv,
                     "kv_bytes": kv_bytes(facts_of(group.workload, ROOT / "models")),
                 })  # fmt: skip
                 running[peer.name] = (process, facts)
@@ -132,7 +136,14 @@ def model_of(peer: Peer, group: Group) -> Path:
         raise Refused("not installed: `make bench-peers` does it")
     if group.precision not in peer.precisions:
         raise Refused("reads no weights of these bits that can be made from the common source without calibration")
+    if group.kv not in peer.kv:
+        raise Refused(f"its KV cache is measured in {peer.kv[0]} bits only")
     return peer.model(group.workload, group.precision, ROOT / "models")
+
+
+def _warming(cell: Cell) -> Cell:
+    """What warms up for a cell: of a long prompt a part, since all is computed in parts of at most so many tokens."""
+    return replace(cell, size=min(cell.size, 512)) if cell.kind == "prefill" else cell
 
 
 def _ask(process: Process, cell: Cell, limit: float) -> float:

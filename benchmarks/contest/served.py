@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 from benchmarks.contest.cells import Cell, Group
 from benchmarks.contest.peers import ROOT, Peer
 from benchmarks.contest.process import Refused
+from benchmarks.contest.servers import Load, Server, server_of
 from benchmarks.contest.store import Score
 
 PROMPT_WORDS, NEW_TOKENS, REQUESTS = 60, 48, 2  # a prompt of about 128 tokens; requests per stream, one after the other
@@ -63,24 +63,6 @@ def parse_events(lines: Iterator[bytes]) -> Iterator[dict[str, Any]]:
         yield json.loads(data)
 
 
-def command(peer: Peer, model: Path, port: int, precision: str, threads: int, streams: int) -> list[str]:
-    """How the contender's own server is started. Raises Refused where there is none."""
-    python = str(peer.python)
-    if peer.name == "gallium":
-        return [str(Path(sys.executable).parent / "gallium"), "serve", str(model), "--port", str(port),
-                "--precision", peer.precisions[precision], "--threads", str(threads), "--max-batch", str(streams),
-                "--max-context", str(CONTEXT), "--served-name", "model"]  # fmt: skip
-    if peer.name == "llama.cpp":  # one sequence at a time: llama-cpp-python's server has a lock
-        return [python, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port), "--n_ctx", str(CONTEXT),
-                "--n_threads", str(threads), "--n_threads_batch", str(threads), "--interrupt_requests", "False",
-                "--model_alias", "model"]  # fmt: skip
-    if peer.name == "vllm":
-        return [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port),
-                "--max-model-len", str(CONTEXT), "--max-num-seqs", str(streams), "--served-model-name", "model",
-                "--dtype", "bfloat16"]  # fmt: skip
-    raise Refused("has no HTTP server of its own in this package")
-
-
 def measure_served(peers: list[Peer], group: Group, cell: Cell, threads: int, rounds: int) -> dict[str, Score]:
     """Tokens per second of all streams together; facts have the percentiles in seconds."""
     from benchmarks.contest.rounds import model_of
@@ -93,55 +75,66 @@ def measure_served(peers: list[Peer], group: Group, cell: Cell, threads: int, ro
             if score.reason:
                 continue
             try:
-                with _running(peer, model_of(peer, group), group.precision, threads, cell.size) as port:
-                    load(port, 1, 1)
+                how = Load(_free_port(), group.precision, threads, cell.size, CONTEXT)
+                server = server_of(peer, model_of(peer, group), how)
+                with _running(server, how, ROOT / "logs" / f"served-{peer.name}.log"):
+                    load(how.port, 1, 1)
                     start = time.perf_counter()
-                    found = load(port, cell.size, REQUESTS)
+                    found = load(how.port, cell.size, REQUESTS)
                     score.rounds.append(sum(a.tokens for a in found) / (time.perf_counter() - start))
+                    score.facts = {"server": server.name}
                     answers[peer.name] += found
             except Refused as refusal:
                 score.reason, score.rounds = str(refusal), []
     for name, score in scores.items():
         if score.rounds:
-            ttft, tpot = [a.ttft for a in answers[name]], [a.tpot for a in answers[name]]
-            score.facts = {
-                f"{what}_{label}": percentile(values, part)
-                for what, values in (("ttft", ttft), ("tpot", tpot))
-                for label, part in (("p50", 0.5), ("p95", 0.95))
-            }
+            score.facts |= percentiles(answers[name])
     return scores
 
 
-@contextmanager
-def _running(peer: Peer, model: Path, precision: str, threads: int, streams: int) -> Iterator[int]:
-    """A server that answers; its port."""
+def percentiles(answers: list[Answer]) -> dict[str, float]:
+    """p50 and p95 of the seconds to the first token and per token after it."""
+    kinds = {"ttft": [a.ttft for a in answers], "tpot": [a.tpot for a in answers]}
+    return {
+        f"{what}_{label}": percentile(values, part)
+        for what, values in kinds.items()
+        for label, part in (("p50", 0.5), ("p95", 0.95))
+    }
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = command(peer, model, port, precision, threads, streams)
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _running(server: Server, how: Load, log_file: Path) -> Iterator[None]:
+    """A server that answers."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1",
-                                "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}"}  # fmt: skip
-    with (ROOT / "logs" / f"served-{peer.name}.log").open("ab") as log:
-        process = subprocess.Popen(started, stdout=log, stderr=log, env=environment, start_new_session=True)
+                                "VLLM_CPU_OMP_THREADS_BIND": f"0-{how.threads - 1}"}  # fmt: skip
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as log:
+        process = subprocess.Popen(server.command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
         end = time.monotonic() + START_LIMIT
-        while not _answers(port):
+        while not _answers(how.port, server.ready):
             if process.poll() is not None:
                 raise Refused(f"its server ended with code {process.returncode}")
             if time.monotonic() > end:
                 raise Refused(f"its server did not start within {START_LIMIT:.0f} s")
             time.sleep(0.2)
-        yield port
+        yield
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _answers(port: int) -> bool:
+def _answers(port: int, path: str) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("GET", "/v1/models")
+        connection.request("GET", path)
         with connection.getresponse() as reply:
             return reply.status == 200
     except OSError:
@@ -179,7 +172,8 @@ def _words(seed: int) -> str:
 
 def _ask(port: int, prompt: str) -> Answer:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_LIMIT)
-    body = {"model": "model", "prompt": prompt, "max_tokens": NEW_TOKENS, "temperature": 0, "stream": True}
+    body = {"model": "model", "prompt": prompt, "max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True,
+            "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
     answer = Answer(time.perf_counter())
     try:
         connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from benchmarks.contest import rounds
-from benchmarks.contest.cells import SETS, Cell, all_cells, choose, groups
+from benchmarks.contest.cells import SETS, WORKLOADS, Cell, all_cells, choose, groups
 from benchmarks.contest.goals import verdicts
 from benchmarks.contest.peers import PEERS, Peer
 from benchmarks.contest.process import Process, Refused
@@ -35,6 +36,18 @@ def test_keys_are_unique_and_choose_cells() -> None:
 def test_groups_say_what_room_their_cells_need() -> None:
     (group,) = groups(choose(["W1/int4/prefill/2048", "W1/int4/decode/8@128"]))
     assert (group.longest, group.widest) == (2048 + 128, 8)
+
+
+def test_a_kv_cache_of_8_bits_is_loaded_for_itself() -> None:
+    found = groups(choose(["W1/int4/decode/1@2048", "W1/int4/decode/1@2048/kv8", "W1/int4/decode/16@2048/kv8"]))
+    assert [(group.kv, group.widest, group.spare) for group in found] == [(16, 1, 0), (8, 16, 0)]
+
+
+def test_a_long_context_has_a_model_of_its_own() -> None:
+    cells = choose(["W2-32k/*"])
+    assert {(cell.kind, cell.size) for cell in cells} == {("decode", 32768)}
+    positions = WORKLOADS["W2-32k"].positions
+    assert positions is not None and max(group.longest for group in groups(cells)) <= positions
 
 
 def test_a_store_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -69,6 +82,7 @@ class Scripted:
     """Stands for a driver process: figures by name, and the order of questions."""
 
     log: ClassVar[list[tuple[str, str]]] = []
+    asked: ClassVar[list[tuple[str, int]]] = []  # kind, tokens
 
     def __init__(self, python: Path, driver: str, log: Path) -> None:
         self.name = driver
@@ -85,6 +99,7 @@ class Scripted:
             self.alive = False
             raise Refused("no answer within 5 s")
         self.log.append((self.name, kind))
+        self.asked.append((kind, asked["tokens"]))
         return 10.0 * len(self.log)
 
     def peak_memory(self) -> int:
@@ -102,6 +117,7 @@ def scripted(name: str) -> Peer:
 def contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contest:
     monkeypatch.setattr(rounds, "Process", Scripted)
     monkeypatch.setattr(Scripted, "log", [])
+    monkeypatch.setattr(Scripted, "asked", [])
     store = Store(tmp_path / "contest.json")
     return Contest([scripted("gallium"), scripted("rival"), scripted("broken")], store, threads=2, rounds=2, budget=60)
 
@@ -113,6 +129,19 @@ def test_contenders_take_turns_and_a_broken_one_is_a_reason(contest: Contest) ->
     scores = contest.store.cells["W1/int4/prefill/128"]
     assert scores["gallium"].rounds == [30.0, 50.0]  # the first turn warmed up
     assert scores["broken"].reason == "ended by SIGSEGV"
+    assert scores["rival"].facts["peak_bytes"] == 2_000_000_000
+
+
+def test_who_keeps_another_kv_cache_says_so(contest: Contest) -> None:
+    contest.peers[1] = replace(contest.peers[1], kv=(16,))
+    contest.run(*groups(choose(["W1/int4/decode/1@2048/kv8"])))
+    assert "in 16 bits only" in contest.store.cells["W1/int4/decode/1@2048/kv8"]["rival"].reason
+
+
+def test_a_long_prompt_is_warmed_up_for_by_a_part(contest: Contest) -> None:
+    contest.peers[:] = contest.peers[:1]
+    contest.run(*groups(choose(["W1/int4/prefill/2048"])))
+    assert [tokens for _, tokens in Scripted.asked] == [512, 2048, 2048]
 
 
 def test_one_that_dies_leaves_the_contest_with_its_reason(contest: Contest) -> None:
@@ -185,7 +214,24 @@ def test_the_report_has_ratios_goals_and_reasons(tmp_path: Path) -> None:
     assert found["W1 int4 decode 1@128"].met
     assert found["KL of int4 on text"].ratio == pytest.approx(2)
     assert not found["W1 int4 start to first token"].met
-    assert found["W1 int4 peak memory"].met
+    assert found["W1/int4/start: peak memory"].met
+
+
+def test_the_report_names_servers_causes_and_plots(tmp_path: Path) -> None:
+    store = Store(tmp_path / "contest.json")
+    store.limits = [LIMITS]
+    times = {f"{what}_{part}": 0.25 for what in ("ttft", "tpot") for part in ("p50", "p95")}
+    served = Cell("W1", "int4", "served", 1, 16).key
+    store.put(served, {
+        "gallium": Score([9.0], facts=times | {"server": "gallium serve"}),
+        "llama.cpp": Score([9.0], facts=times | {"server": "llama-server, 16 slots"}),
+    })  # fmt: skip
+    text = entry(store, "a command", {"* served, *": "one core"}, ["plots/w1-int4-batch.png"])
+    assert f"| {served} | llama-server, 16 slots | 9.0 | 0.25 / 0.25 | 0.250 / 0.250 |" in text
+    assert "| missed: one core |" in text
+    assert "| W1 int4 p95 TTFT, 16 streams | below that peer's | 0.25 s, 0.25 s | 1.00 | met |" in text
+    assert "![w1-int4-batch](plots/w1-int4-batch.png)" in text
+    assert "missed: cause not known" in entry(store, "a command")
 
 
 def test_an_entry_goes_on_top_and_replaces_its_namesake() -> None:

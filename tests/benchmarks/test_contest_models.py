@@ -11,6 +11,7 @@ import pytest
 from benchmarks.contest import models
 from benchmarks.contest.cells import Workload
 from benchmarks.contest.gguf_file import write_gguf
+from benchmarks.contest.process import Refused
 from benchmarks.contest.vocabulary import END, vocabulary, write_tokenizer
 
 from gallium.checkpoints.opening import open_checkpoint
@@ -64,6 +65,27 @@ def test_a_folder_reads_back(shape: str, tmp_path: Path) -> None:
     for name in source.names():
         np.testing.assert_array_equal(found.weight(name).float32(), source.weight(name).float32())
     assert models.kv_bytes(json.loads((folder / "config.json").read_text())) == 2 * 2 * 2 * 32 * 2
+
+
+def test_a_packed_folder_is_made_anew_for_another_model_or_packing_code(tmp_path: Path) -> None:
+    source, code = tmp_path / "m.gguf", tmp_path / "pack.cpp"
+    source.write_bytes(b"weights")
+    code.write_text("round")
+    first = models.packing_mark(source, tmp_path, ("*.cpp",))
+    assert models.packing_mark(source, tmp_path, ("*.cpp",)) == first
+    code.write_text("round better")
+    second = models.packing_mark(source, tmp_path, ("*.cpp",))
+    source.write_bytes(b"other weights")
+    assert len({first, second, models.packing_mark(source, tmp_path, ("*.cpp",))}) == 3
+    with pytest.raises(FileNotFoundError, match="has moved"):
+        models.packing_mark(source, tmp_path, ("*.cpp", "gone.py"))
+    assert models.packing_mark(source)  # the project's own files are all there
+
+
+def test_a_model_that_would_fill_the_disk_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="takes 1000000000 GB"):
+        models.check_room(tmp_path, 10**18)
+    models.check_room(tmp_path, -models.RESERVE)
 
 
 @pytest.mark.parametrize("size", [300, 2000])

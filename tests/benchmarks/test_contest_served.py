@@ -6,11 +6,15 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.contest import servers
+from benchmarks.contest.peers import PEERS
 from benchmarks.contest.process import Refused
 from benchmarks.contest.served import Answer, load
+from benchmarks.contest.servers import Load, server_of
 
 TOKENS = 5
 
@@ -20,6 +24,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert asked["ignore_eos"] and asked["stream_options"] == {"include_usage": True}
         self.server.prompts.append(asked["prompt"])  # type: ignore[attr-defined]
         self.send_response(self.server.status)  # type: ignore[attr-defined]
         self.end_headers()
@@ -59,6 +64,19 @@ def test_a_refused_request_is_the_cells_reason(server: ThreadingHTTPServer) -> N
     server.status = 503  # type: ignore[attr-defined]
     with pytest.raises(Refused, match="a request failed: status 503"):
         load(server.server_port, streams=1, requests=1)
+
+
+def test_llama_cpps_own_server_has_a_slot_per_stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    how = Load(port=1, precision="int4", threads=2, streams=4, context=100)
+    monkeypatch.setattr(servers, "LLAMA_SERVER", tmp_path / "llama-server")
+    python = server_of(PEERS["llama.cpp"], Path("m.gguf"), how)
+    assert "one sequence at a time" in python.name
+    servers.LLAMA_SERVER.touch()
+    own = server_of(PEERS["llama.cpp"], Path("m.gguf"), how)
+    assert own.name == "llama-server, 4 slots"
+    assert own.command[own.command.index("--ctx-size") + 1] == "400"
+    with pytest.raises(Refused, match="no HTTP server"):
+        server_of(PEERS["transformers"], Path("m"), how)
 
 
 def test_time_per_token_leaves_out_the_first() -> None:

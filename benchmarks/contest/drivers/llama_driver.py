@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from protocol import FIRST_PROMPT, Contender, Plan, answer
 
 UBATCH = 512  # tokens that one graph computes: llama.cpp's default
+KV_TYPES = {16: lc.GGML_TYPE_F16, 8: lc.GGML_TYPE_Q8_0}
 
 
 class LlamaCpp(Contender):
-    """Greedy decoding with a KV cache in 16 bits. The last sequence is kept free for prompts that are timed."""
+    """Greedy decoding. The last sequence is kept free for prompts that are timed, if there is a spare one."""
 
     def load(self, plan: Plan) -> dict[str, Any]:
         lc.llama_backend_init()
@@ -25,9 +26,10 @@ class LlamaCpp(Contender):
         if not self.model:
             raise RuntimeError("llama.cpp could not load the model; its log says why")
         self.vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(self.model))
-        self.rows = plan.max_batch
+        self.timed = plan.max_batch if plan.spare else 0
         how = lc.llama_context_default_params()
-        how.n_seq_max = plan.max_batch + 1
+        how.type_k = how.type_v = KV_TYPES[plan.kv]
+        how.n_seq_max = plan.sequences
         how.n_ctx = (plan.max_context + 256) // 256 * 256 * how.n_seq_max
         how.n_batch, how.n_ubatch = max(2048, plan.max_context), UBATCH
         how.n_threads = how.n_threads_batch = plan.threads
@@ -37,16 +39,18 @@ class LlamaCpp(Contender):
         self.memory = lc.llama_get_memory(self.context)
         self.batch = lc.llama_batch_init(how.n_batch, 0, 1)
         self.known: dict[int, int] = {}  # row -> tokens of its prompt that are in the cache
-        self._feed([(self.rows, position, token) for position, token in enumerate(self.fresh(FIRST_PROMPT))], last=True)
+        self._feed(
+            [(self.timed, position, token) for position, token in enumerate(self.fresh(FIRST_PROMPT))], last=True
+        )
         self._greedy(FIRST_PROMPT - 1)
         info = lc.llama_print_system_info().decode()
         return {"version": f"llama-cpp-python {version('llama-cpp-python')}", "note": info}
 
     def prefill(self, tokens: int) -> float:
         prompt = self.fresh(tokens)
-        lc.llama_memory_seq_rm(self.memory, self.rows, 0, -1)
+        self._clear()
         start = time.perf_counter()
-        self._feed([(self.rows, position, token) for position, token in enumerate(prompt)], last=True)
+        self._feed([(self.timed, position, token) for position, token in enumerate(prompt)], last=True)
         self._greedy(tokens - 1)
         return tokens / (time.perf_counter() - start)
 
@@ -63,18 +67,23 @@ class LlamaCpp(Contender):
         return batch * tokens / (time.perf_counter() - start)
 
     def logits(self, ids: list[int], path: str) -> int:
-        lc.llama_memory_seq_rm(self.memory, self.rows, 0, -1)
+        self._clear()
         rows = []
         for begin in range(0, len(ids), UBATCH):
             piece = ids[begin : begin + UBATCH]
-            self._feed([(self.rows, begin + i, token) for i, token in enumerate(piece)], last=False)
+            self._feed([(self.timed, begin + i, token) for i, token in enumerate(piece)], last=False)
             rows += [self._row(i).copy() for i in range(len(piece))]
         np.save(path, np.stack(rows))
         return len(rows)
 
+    def _clear(self) -> None:
+        """Forget what is in the sequence for timed prompts."""
+        lc.llama_memory_seq_rm(self.memory, self.timed, 0, -1)
+        self.known.pop(self.timed, None)
+
     def _prepare(self, row: int, context: int) -> None:
         """Bring the row's prompt, all but its last token, into the cache, and nothing behind it."""
-        known = min(self.known.get(row, 0), context - 1)
+        known = min(self.known.get(row, 0), context - 1)  # what a timed prompt left behind is removed
         lc.llama_memory_seq_rm(self.memory, row, known, -1)
         prompt = self.row(row, context)
         entries = [(row, position, prompt[position]) for position in range(known, context - 1)]

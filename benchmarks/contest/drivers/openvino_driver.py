@@ -17,10 +17,10 @@ class OpenVino(Stepped):
     """Default properties of the CPU plugin, which keep the KV cache in 8 bits."""
 
     def load(self, plan: Plan) -> dict[str, Any]:
-        room = plan.kv_bytes * (plan.max_batch + 1) * (plan.max_context + 128)
+        room = plan.kv_bytes * plan.sequences * (plan.max_context + 128)
         how = openvino_genai.SchedulerConfig()
         how.cache_size = max(1, -(-room // 2**30))
-        how.max_num_seqs = plan.max_batch + 1
+        how.max_num_seqs = plan.sequences
         how.max_num_batched_tokens = max(2048, plan.max_context)
         how.enable_prefix_caching = True
         properties = {"INFERENCE_NUM_THREADS": plan.threads}

@@ -34,6 +34,13 @@ class Plan:
     max_context: int
     max_batch: int
     kv_bytes: int  # of one token in the KV cache at 16 bits
+    spare: int = 1  # sequences beside those that decode: prefill is timed in one of its own, or in the first one
+    kv: int = 16  # bits of a value in the KV cache
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that there must be room for."""
+        return self.max_batch + self.spare
 
 
 class Contender:

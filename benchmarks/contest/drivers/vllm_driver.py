@@ -17,7 +17,7 @@ class Vllm(Stepped):
     """As its documentation advises for a CPU: compiled, threads bound to cores, room for the KV cache set."""
 
     def load(self, plan: Plan) -> dict[str, Any]:
-        room = plan.kv_bytes * (plan.max_batch + 1) * (plan.max_context + 128)
+        room = plan.kv_bytes * plan.sequences * (plan.max_context + 128)
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, -(-room // 2**30)))
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{plan.threads - 1}"
         os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
@@ -26,7 +26,7 @@ class Vllm(Stepped):
 
         self.new = vllm.SamplingParams
         self.engine = vllm.LLM(
-            plan.model, dtype="bfloat16", max_model_len=plan.max_context, max_num_seqs=plan.max_batch + 1,
+            plan.model, dtype="bfloat16", max_model_len=plan.max_context, max_num_seqs=plan.sequences,
             enable_prefix_caching=True, disable_log_stats=True,
         ).llm_engine  # fmt: skip
         self.vocab = self.engine.model_config.get_vocab_size()
