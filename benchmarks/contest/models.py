@@ -187,10 +187,10 @@ def make_openvino(workload: Workload, precision: str, root: Path) -> Path:
     if not (folder / "openvino_model.xml").exists():
         group = 128 if facts_of(workload, root)["hidden_size"] % 128 == 0 else 64
         grouped = ("--group-size", str(group)) if precision == "int4" else ()
-        environment = root.parent / "openvino" / "bin"
+        python = root.parent / "openvino" / "bin" / "python"  # a script beside it knows only where it was installed
         run([
-            environment / "optimum-cli", "export", "openvino", "--model", str(make_folder(workload, root)),
-            "--task", "text-generation-with-past", *OPENVINO_WEIGHTS[precision], *grouped, str(folder),
+            python, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--task", "text-generation-with-past",
+            "--model", str(make_folder(workload, root)), *OPENVINO_WEIGHTS[precision], *grouped, str(folder),
         ])  # fmt: skip
     return folder
 

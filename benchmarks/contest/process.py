@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DRIVERS = Path(__file__).parent / "drivers"
-LOAD_LIMIT, ASK_LIMIT = 900.0, 600.0  # seconds
+ASK_LIMIT = 600.0  # seconds
 
 
 class Refused(Exception):
@@ -33,9 +33,9 @@ class Process:
         )  # fmt: skip
         self._rest = b""
 
-    def load(self, plan: dict[str, Any]) -> dict[str, Any]:
+    def load(self, plan: dict[str, Any], limit: float = ASK_LIMIT) -> dict[str, Any]:
         """Load a model up to its first token; the reply has `seconds` from the start of the process on."""
-        reply = self._ask({"do": "load", **plan}, LOAD_LIMIT)
+        reply = self._ask({"do": "load", **plan}, limit)
         return reply | {"seconds": time.perf_counter() - self.started}
 
     def ask(self, kind: str, limit: float = ASK_LIMIT, **asked: Any) -> float:

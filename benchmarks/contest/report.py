@@ -96,7 +96,7 @@ def _starts(store: Store) -> list[str]:
             continue
         shown = [
             "–" if (s := scores.get(name)) is None or s.median is None
-            else f"{s.median:.1f} s, {s.facts.get('peak_bytes', 0) / 1e9:.2f} GB"
+            else f"{s.median:.2f} s, " + (f"{peak / 1e9:.2f} GB" if (peak := s.facts.get("peak_bytes")) else "too slow")
             for name in names
         ]  # fmt: skip
         rows.append(f"| {cell.key} | {' | '.join(shown)} |")

@@ -48,7 +48,8 @@ class Contest:
                 from benchmarks.contest.served import measure_served
 
                 self._check_time()
-                self._keep(cell, measure_served(self.peers, group, cell, self.threads, self.rounds))
+                found = measure_served(self.peers, group, cell, self.threads, self.rounds, self.patience)
+                self._keep(cell, found)
 
     def _timed(self, group: Group, cells: list[Cell], stack: ExitStack) -> None:
         running, refusals = self._load(group, self.peers, stack)
@@ -91,10 +92,17 @@ class Contest:
                     process, facts = running[peer.name]
                     score.rounds.append(facts["seconds"])
                     if number == 0:
-                        process.ask("prefill", tokens=512)
-                        process.ask("decode", batch=1, context=128, tokens=NEW_TOKENS)
-                        score.facts = facts | {"peak_bytes": process.peak_memory()}
+                        score.facts = facts | self._memory(process)
         return scores
+
+    def _memory(self, process: Process) -> dict[str, int]:
+        """The peak after a prefill and a few decode steps; nothing from one that is too slow for them."""
+        try:
+            process.ask("prefill", self.patience, tokens=512)
+            process.ask("decode", self.patience, batch=1, context=128, tokens=NEW_TOKENS)
+        except Refused:
+            return {}
+        return {"peak_bytes": process.peak_memory()}
 
     def _load(
         self, group: Group, peers: Iterable[Peer], stack: ExitStack, *, small: bool = False
@@ -113,7 +121,7 @@ class Contest:
                     "max_context": 512 + 128 if small else group.longest, "max_batch": 1 if small else group.widest,
                     "spare": 0 if small else group.spare, "kv": group.kv,
                     "kv_bytes": kv_bytes(facts_of(group.workload, ROOT / "models")),
-                })  # fmt: skip
+                }, self.patience)  # fmt: skip
                 running[peer.name] = (process, facts)
             except Refused as refusal:
                 refusals[peer.name] = str(refusal)

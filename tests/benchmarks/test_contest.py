@@ -87,7 +87,7 @@ class Scripted:
     def __init__(self, python: Path, driver: str, log: Path) -> None:
         self.name = driver
 
-    def load(self, plan: dict[str, object]) -> dict[str, object]:
+    def load(self, plan: dict[str, object], limit: float) -> dict[str, object]:
         if self.name == "broken":
             raise Refused("ended by SIGSEGV")
         return {"seconds": 1.0, "version": self.name, "weight_bytes": 1e9, "kv_bytes": 0}

@@ -17,6 +17,7 @@ class Vllm(Stepped):
     """As its documentation advises for a CPU: compiled, threads bound to cores, room for the KV cache set."""
 
     def load(self, plan: Plan) -> dict[str, Any]:
+        self._check_processor()
         room = plan.kv_bytes * plan.sequences * (plan.max_context + 128)
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, -(-room // 2**30)))
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{plan.threads - 1}"
@@ -33,6 +34,17 @@ class Vllm(Stepped):
         self.seen: dict[str, int] = {}
         self.answers([self.fresh(FIRST_PROMPT)], 1)
         return {"version": f"vllm {vllm.__version__}", "note": "", "kv_bytes": room}
+
+    def _check_processor(self) -> None:
+        """Say at once what vLLM says after minutes of compiling."""
+        import torch
+
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            capability = torch.backends.cpu.get_cpu_capability()
+            raise RuntimeError(
+                f"its matrix products are oneDNN's, which has none in bfloat16 for a CPU of {capability} (could not "
+                "create a primitive descriptor for the matmul primitive)"
+            )
 
     def submit(self, name: str, prompt: list[int], tokens: int) -> None:
         self.seen[name] = 0
