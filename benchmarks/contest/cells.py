@@ -18,17 +18,25 @@ PRECISIONS = ("bf16", "int8", "int4")
 
 
 @dataclass(frozen=True)
+class Long:
+    """How the default model is cut for a long context."""
+
+    layers: int
+    positions: int
+
+
+@dataclass(frozen=True)
 class Workload:
     """One model. `shape` is that of `gallium bench --shape`; None is the embedded default model, real weights.
 
-    `positions` lifts the model's own limit of positions: what it says beyond is meaningless, what it takes is not.
+    With `long` it is the default model's shape and random weights, fewer layers and more positions.
     """
 
     name: str
     what: str
     shape: str | None
     precisions: tuple[str, ...]
-    positions: int | None = None
+    long: Long | None = None
 
 
 WORKLOADS = {
@@ -38,7 +46,7 @@ WORKLOADS = {
         Workload("W2", "the embedded default model, SmolLM2-135M-Instruct", None, PRECISIONS),
         Workload("W3", "GLM-4-9B's shape", "glm-4-9b", ("int4",)),
         Workload("W4", "a GLM-4.5-like mixture of experts, 64 experts of 768", "glm-4.5-small", ("int4",)),
-        Workload("W2-32k", "W2 with the limit of positions lifted", None, ("int4",), LONG + 256),
+        Workload("W2-32k", "6 layers of W2's shape, for a long context", None, ("int4",), Long(6, LONG + 256)),
     )
 }
 
@@ -68,7 +76,7 @@ def all_cells() -> Iterator[Cell]:
     for workload in WORKLOADS.values():
         for precision in workload.precisions:
             facts = (workload.name, precision)
-            if workload.positions is not None:
+            if workload.long is not None:
                 yield from (Cell(*facts, "decode", 1, LONG, kv) for kv in (16, 8))
                 continue
             yield Cell(*facts, "start")

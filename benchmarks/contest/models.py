@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from benchmarks.contest.cells import Workload
+from benchmarks.contest.cells import WORKLOADS, Workload
 from benchmarks.contest.gguf_file import STORED, write_gguf
 from benchmarks.contest.process import Refused
 from benchmarks.contest.vocabulary import end_token, write_tokenizer
@@ -73,13 +73,13 @@ def make_folder(workload: Workload, root: Path) -> Path:
     folder = root / workload.name / "hf"
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        if workload.shape is None:
+        if workload.long is not None:
+            cut = {"num_hidden_layers": workload.long.layers, "max_position_embeddings": workload.long.positions}
+            _write_random(facts_of(WORKLOADS["W2"], root) | cut, folder)
+        elif workload.shape is None:
             _convert_default(folder)
         else:
-            check_room(folder, 2 * weights_of(workload.shape))
-            _write_random(workload.shape, folder)
-        if workload.positions is not None:
-            _lift_positions(folder, workload.positions)
+            _write_random(config_of(workload.shape), folder)
     return folder
 
 
@@ -131,12 +131,6 @@ def packing_mark(source: Path, project: Path = PROJECT, code: tuple[str, ...] = 
     return found.hexdigest()
 
 
-def weights_of(shape: str) -> int:
-    """How many weights a shape's matrices have."""
-    source = RandomCheckpoint(read_spec(shape_config(shape)))
-    return sum(math.prod(source.shape(name)) for name in source.names())
-
-
 def check_room(folder: Path, needed: int) -> None:
     """Raises Refused where a model of so many bytes would leave the disk without a reserve."""
     free = shutil.disk_usage(folder).free
@@ -144,15 +138,9 @@ def check_room(folder: Path, needed: int) -> None:
         raise Refused(f"its model takes {needed / 1e9:.0f} GB on the disk, of which {free / 1e9:.0f} GB are free")
 
 
-def _lift_positions(folder: Path, positions: int) -> None:
-    config = folder / "config.json"
-    facts = json.loads(config.read_text(encoding="utf-8"))
-    config.write_text(json.dumps(facts | {"max_position_embeddings": positions}, indent=2), encoding="utf-8")
-
-
-def _write_random(shape: str, folder: Path) -> None:
-    config = config_of(shape)
-    source = RandomCheckpoint(read_spec(shape_config(shape)))
+def _write_random(config: dict[str, Any], folder: Path) -> None:
+    source = RandomCheckpoint(read_spec(config))
+    check_room(folder, 2 * sum(math.prod(source.shape(name)) for name in source.names()))
     write_tokenizer(folder, config["vocab_size"])
     with (folder / "model.safetensors").open("wb") as out:
         write_safetensors(out, source)
