@@ -32,6 +32,8 @@ int32_t run_call(const ga_call& call) {
         case GA_QKV_PREPARE: return ga_qkv_prepare(as<ga_qkv_args>(call)), done();
         case GA_ATTEND: return ga_attend(as<ga_attend_args>(call));
         case GA_INDEX_TOPK: return ga_index_topk(as<ga_index_args>(call));
+        case GA_KV_CODES: return ga_kv_codes(as<ga_columns_args>(call)), done();
+        case GA_SCALE_COLUMNS: return ga_scale_columns(as<ga_columns_args>(call)), done();
         default: return -1;
     }
 }

@@ -56,6 +56,19 @@ typedef struct {
 } ga_kv_write_args;
 GA_EXPORT void ga_kv_write(const ga_kv_write_args* args);
 
+/* For a cache on a calibrated grid of 8 bits, with constants per column [width]; y [rows][width] may be x.
+ * ga_kv_codes: y = c - offset with c = round(x * scale + offset), half to even, held to -128 .. 127.
+ * ga_scale_columns: y = x * scale; offset is not used. */
+typedef struct {
+    const float* x;
+    const float* scale;
+    const float* offset; /* or null */
+    float* y;
+    int64_t rows, width, x_stride;
+} ga_columns_args;
+GA_EXPORT void ga_kv_codes(const ga_columns_args* args);
+GA_EXPORT void ga_scale_columns(const ga_columns_args* args);
+
 /* out[t][h] = softmax over the positions that token t sees of (q . k * scale), times v. Head h reads KV head
  * h * kv_heads / heads. Latent (layout 2): the score is q . latent + q_rope . rope key, the value the latent, and if
  * `selected` [tokens][selected_width] is given only those positions count (-1 = none). out is contiguous. */

@@ -20,7 +20,9 @@ enum {
     GA_KV_WRITE,
     GA_QKV_PREPARE,
     GA_ATTEND,
-    GA_INDEX_TOPK
+    GA_INDEX_TOPK,
+    GA_KV_CODES,
+    GA_SCALE_COLUMNS
 };
 
 typedef struct {

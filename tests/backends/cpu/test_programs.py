@@ -7,16 +7,19 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.models.driving import Driver
 from tests.models.memory_checkpoint import random_checkpoint
 from tests.models.small_specs import CONFIGS, spec_of
+from tests.ops.sampling_rows import Adjust, Row, inputs
 
 from gallium.backends.cpu import backend, kernels_attention, kernels_linear, kernels_rows, library
 from gallium.backends.cpu.programs import MOST_TOKENS, PROGRAMS_KEPT, ProgrammedStep
 from gallium.backends.cpu.recording import CALLS, Arena, NotRecordable
+from gallium.engine.runner import LaneStep, ModelRunner
 from gallium.errors import BackendError
 from gallium.models.catalog import load_model
 from gallium.models.decoder import Model
@@ -72,6 +75,34 @@ def test_programs_give_the_bits_of_eager_steps(name: str) -> None:
     assert run.refusal is None
 
 
+def test_a_decode_step_is_one_native_call_and_its_draw_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Besides them the plan asks for two things that the step alone decides: slots in the cache, and rotations."""
+    model_of("glm-tied-even")  # tells ctypes what the functions take
+    loaded, made = library.load(), []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            def call(*args: Any) -> Any:
+                made.append(name)
+                return function(*args)
+
+            function, call.__name__ = getattr(loaded, name), name
+            return call
+
+    monkeypatch.setattr(library, "load", Counting)
+    model = model_of("glm-tied-even")
+    driver = Driver(model, 64, 16)
+    runner = ModelRunner(model, model.ops, driver.caches, SIZES)
+    penalty = [Adjust(5, 0.8, -0.5), Adjust(7, 1.2)]
+    how = inputs([Row(0.7, 20, 0.9, 0.05, seed=n, position=4, adjust=penalty) for n in range(2)], 200)
+    for _ in range(3):
+        made.clear()
+        runner.run([LaneStep(driver.describe({"a": [1], "b": [2]}), how, want_logits=False)])
+        for name in "ab":
+            driver.lengths[name] += 1
+    assert made == ["ga_plan_slots", "ga_rope_table", "ga_run", "ga_sample"]
+
+
 def test_threads_and_levels_may_change_under_a_program(level: str, threads: None) -> None:
     model = model_of("glm-tied-even")
     logits = []
@@ -124,16 +155,28 @@ def test_only_so_many_programs_are_kept() -> None:
     assert len(run.programs) == PROGRAMS_KEPT and (1, 1) not in run.programs
 
 
+@pytest.mark.parametrize(("name", "block_size"), [("glm-odd", 4), ("glm4_moe-even", 16)])
+def test_caches_on_a_grid_are_recorded_too(name: str, block_size: int) -> None:
+    model = model_of(name)
+    spec = model.spec.attention
+    shape = (spec.num_kv_heads, spec.head_dim)
+    grid = KvGrid(*(np.full(shape, v, np.float32) for v in (0.05, 3.0, 0.04, -2.0)))
+    eager, recorded, run = drivers(model, block_size)
+    for driver in (eager, recorded):
+        driver.caches[:] = [model.ops.make_kv_cache(spec, 256, block_size, grid) for _ in driver.caches]
+    feed(eager, recorded, {"a": tokens(1, 70), "b": tokens(2, 9)})
+    for turn in range(4):
+        feed(eager, recorded, {n: tokens(turn, 1) for n in "ab"[: turn % 2 + 1]})
+    assert run.refusal is None and set(run.programs) == {(1, 1), (2, 2)}
+
+
 def test_a_model_that_computes_outside_of_native_calls_runs_eagerly_and_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = model_of("glm-odd")
-    spec = model.spec.attention
-    shape = (spec.num_kv_heads, spec.head_dim)
-    grid = KvGrid(*(np.full(shape, v, np.float32) for v in (0.05, 0.0, 0.05, 0.0)))
     eager, recorded, run = drivers(model)
-    for driver in (eager, recorded):
-        driver.caches[:] = [model.ops.make_kv_cache(spec, 256, 4, grid) for _ in driver.caches]
+    forward = run.forward
+    run.forward = lambda plan: forward(plan) + np.float32(0)
     with caplog.at_level(logging.WARNING):
         for n in range(3):
             feed(eager, recorded, {"a": [n]})

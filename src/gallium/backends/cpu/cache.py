@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gallium.backends.cpu.arrays import address, aligned_zeros, require
+from gallium.backends.cpu.arrays import address, aligned_zeros, contiguous, require
 from gallium.ops.handles import AttentionSpec, FloatArray, KvGrid, KvPrecision, Precision
 
 _CACHE = Struct("@2Q9q")  # ga_cache
@@ -54,11 +54,30 @@ def block_bytes(spec: AttentionSpec, block_size: int, precision: KvPrecision) ->
     return (values * np.dtype(DTYPES[precision]).itemsize + steps) * block_size
 
 
+class Grid:
+    """A KvGrid as kernels take it: float32 constants per column.
+
+    Keys and values lie on it as `code - offset` (ga_kv_codes in gallium/attention.h), so the scales go to the queries
+    and to what attention returns. Head h of the queries reads KV head h * kv_heads // heads.
+    """
+
+    __slots__ = ("key_inverse", "key_offset", "query_scale", "result_scale", "value_inverse", "value_offset")
+
+    def __init__(self, grid: KvGrid, spec: AttentionSpec) -> None:
+        group = spec.num_heads // spec.num_kv_heads
+        self.key_inverse: FloatArray = (np.float32(1) / grid.k_scale).ravel()  # [kv_heads * head_dim]
+        self.value_inverse: FloatArray = (np.float32(1) / grid.v_scale).ravel()  # [kv_heads * v_head_dim]
+        self.key_offset: FloatArray = contiguous(grid.k_offset).ravel()
+        self.value_offset: FloatArray = contiguous(grid.v_offset).ravel()
+        self.query_scale: FloatArray = np.repeat(grid.k_scale, group, axis=0).ravel()  # [heads * head_dim]
+        self.result_scale: FloatArray = np.repeat(grid.v_scale, group, axis=0).ravel()  # [heads * v_head_dim]
+
+
 class CacheData:
     """What a KvCache handle of this backend holds. `packed` and `index` are the ga_cache that kernels read.
 
-    With a `grid` the cache holds `code - offset`, whole numbers of at most 255 that bfloat16 has exactly; the scales go
-    to the queries and to what attention returns. It takes no less memory than without.
+    With a `grid` the cache holds whole numbers of at most 255, which bfloat16 has exactly. It takes no less memory than
+    without.
     """
 
     __slots__ = ("grid", "index", "index_keys", "keys", "packed", "values")
@@ -80,7 +99,7 @@ class CacheData:
             key_dim, value_dim, key_dim if layout == LATENT else spec.head_dim,
             value_dim if layout == LATENT else spec.v_head_dim, element, layout,
         )  # fmt: skip
-        self.grid = grid
+        self.grid = None if grid is None else Grid(grid, spec)
         self.index_keys: NDArray[Any] | None = None
         self.index = b""
         if spec.index_dim:
@@ -89,17 +108,3 @@ class CacheData:
                 address(self.index_keys), 0, num_blocks, block_size, 1,
                 spec.index_dim, spec.index_dim, spec.index_dim, spec.index_dim, element, LATENT,
             )  # fmt: skip
-
-
-def codes(x: FloatArray, scale: FloatArray, offset: FloatArray) -> FloatArray:
-    """`code - offset` of the codes that `KvGrid` defines, as float32; x is `[tokens, heads, width]`."""
-    code: FloatArray = np.clip(np.rint(x * (np.float32(1) / scale) + offset), -128, 127)
-    return np.subtract(code, offset, out=code)
-
-
-def scaled_queries(q: FloatArray, grid: KvGrid, spec: AttentionSpec) -> FloatArray:
-    """Of q `[tokens, heads * head_dim]` or more columns: `[tokens, heads, head_dim]`, times their key scales."""
-    heads = np.repeat(grid.k_scale, spec.num_heads // spec.num_kv_heads, axis=0)
-    wanted = q.reshape(len(q), -1)[:, : spec.num_heads * spec.head_dim]
-    scaled: FloatArray = wanted.reshape(len(q), spec.num_heads, spec.head_dim) * heads
-    return scaled

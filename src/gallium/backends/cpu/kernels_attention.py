@@ -8,13 +8,14 @@ from struct import Struct
 import numpy as np
 
 from gallium.backends.cpu.arrays import Empty, address, check_memory, contiguous, require, rows
-from gallium.backends.cpu.cache import CacheData, codes, scaled_queries
+from gallium.backends.cpu.cache import CacheData
 from gallium.backends.cpu.kernels_rows import silent
 from gallium.backends.cpu.plan import CpuPlan
 from gallium.ops.handles import AttentionSpec, FloatArray, IntArray, KvCache
 
 _WRITE = Struct("@3Q3q").pack  # ga_kv_write_args up to its cache
 _QKV = Struct("@5Q5qd").pack  # ga_qkv_args up to its cache
+_COLUMNS = Struct("@4Q3q").pack  # ga_columns_args
 _ATTEND = Struct("@4Q7qd").pack  # ga_attend_args up to its cache and batch
 _INDEX = Struct("@3Q4q").pack  # ga_index_args up to its cache and batch
 
@@ -22,25 +23,37 @@ _INDEX = Struct("@3Q4q").pack  # ga_index_args up to its cache and batch
 class AttentionKernels:
     """The cache writers and attention of the loaded library."""
 
-    __slots__ = ("_attend", "_empty", "_index_topk", "_qkv", "_write")
+    __slots__ = ("_attend", "_empty", "_index_topk", "_kv_codes", "_qkv", "_scale", "_write")
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._empty: Empty = np.empty
         self._write = silent(library.ga_kv_write)
         self._qkv = silent(library.ga_qkv_prepare)
+        self._kv_codes = silent(library.ga_kv_codes)
+        self._scale = silent(library.ga_scale_columns)
         self._attend = library.ga_attend
         self._index_topk = library.ga_index_topk
 
     def kv_write(self, k: FloatArray, v: FloatArray, cache: KvCache, plan: CpuPlan) -> None:
         """Rows of k and v into this step's slots."""
         data: CacheData = cache.data
-        if data.grid is not None:
-            k, v = codes(k, data.grid.k_scale, data.grid.k_offset), codes(v, data.grid.v_scale, data.grid.v_offset)
+        if (grid := data.grid) is not None:
+            k = self._codes(k, grid.key_inverse, grid.key_offset)
+            v = self._codes(v, grid.value_inverse, grid.value_offset)
         k, k_stride = rows(k)
         v, v_stride = rows(v)
         require(len(k) == len(v) == plan.tokens, "kv_write: as many keys and values as tokens are needed.")
         slots = plan.slots(cache.block_size, cache.num_blocks)
         self._write(_WRITE(address(k), address(v), address(slots), plan.tokens, k_stride, v_stride) + data.packed)
+
+    def _codes(self, x: FloatArray, inverse: FloatArray, offset: FloatArray) -> FloatArray:
+        """x `[tokens, kv_heads, width]` on the grid, as float32."""
+        x, stride = rows(x)
+        y = self._empty(x.shape, np.float32)
+        self._kv_codes(
+            _COLUMNS(address(x), address(inverse), address(offset), address(y), len(x), inverse.size, stride)
+        )
+        return y
 
     def index_write(self, keys: FloatArray, cache: KvCache, plan: CpuPlan) -> None:
         """Index keys `[tokens, index_dim]` into this step's slots."""
@@ -75,9 +88,13 @@ class AttentionKernels:
     def attend(self, q: FloatArray, cache: KvCache, plan: CpuPlan, spec: AttentionSpec) -> FloatArray:
         """Causal attention of q `[tokens, heads * head_dim]` or more columns, or `[tokens, heads, head_dim]`."""
         data: CacheData = cache.data
-        if data.grid is not None:
-            q = scaled_queries(q, data.grid, spec)
+        grid = data.grid
         q, stride = rows(q)
+        if grid is not None:
+            scale, wide = grid.query_scale, q
+            q = self._empty((len(q), scale.size), np.float32)
+            self._scale(_COLUMNS(address(wide), address(scale), 0, address(q), len(q), scale.size, stride))
+            stride = scale.size
         require(len(q) == plan.tokens, "attend: as many queries as tokens are needed.")
         plan.slots(cache.block_size, cache.num_blocks)  # checks the block table against this cache
         out = self._empty((plan.tokens, spec.num_heads, spec.v_head_dim), np.float32)
@@ -91,8 +108,9 @@ class AttentionKernels:
         )  # fmt: skip
         if status:
             check_memory(status, "attend")
-        if data.grid is not None:
-            out *= np.repeat(data.grid.v_scale, spec.num_heads // spec.num_kv_heads, axis=0)
+        if grid is not None:
+            scale = grid.result_scale
+            self._scale(_COLUMNS(address(out), address(scale), 0, address(out), len(out), scale.size, scale.size))
         return out
 
     def attend_latent(

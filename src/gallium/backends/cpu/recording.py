@@ -15,7 +15,7 @@ from gallium.backends.cpu.arrays import address, aligned_zeros
 
 CALLS = (
     "ga_embed", "ga_linear", "ga_gated_mlp", "ga_experts", "ga_rms_norm", "ga_add", "ga_swiglu", "ga_rope", "ga_route",
-    "ga_kv_write", "ga_qkv_prepare", "ga_attend", "ga_index_topk",
+    "ga_kv_write", "ga_qkv_prepare", "ga_attend", "ga_index_topk", "ga_kv_codes", "ga_scale_columns",
 )  # fmt: skip
 """The functions that a program can call, by their number in native/include/gallium/program.h."""
 _ALIGNMENT = 64
