@@ -12,6 +12,7 @@ from tests.models.memory_checkpoint import MemoryCheckpoint, random_checkpoint
 from tests.models.small_specs import CONFIGS, spec_of
 from tests.models.targets import CPU, REFERENCE, TORCH, Target
 
+from gallium.models.catalog import load_model
 from gallium.models.decoder import Model
 from gallium.ops.handles import FloatArray
 
@@ -112,6 +113,19 @@ def test_every_way_gives_the_same(target: Target, name: str) -> None:
             np.testing.assert_allclose(logits, whole, atol=1e-4, rtol=0, err_msg=way)
         else:
             assert np.array_equal(logits, whole), f"{way}: off by {np.abs(logits - whole).max()}"
+
+
+@pytest.mark.parametrize("target", [t for t in CPU if t.precision == "int4"], indirect=True, ids=str)
+@pytest.mark.parametrize("name", ["glm-tied-even", "glm4_moe-even"])
+def test_every_way_gives_the_same_over_an_int8_cache(target: Target, name: str) -> None:
+    from gallium.backends.cpu import backend
+
+    spec = spec_of(name)
+    model = load_model(checkpoint_of(name), spec, backend.open_with_kv(spec.facts, target.precision, "int8"))
+    whole = driver_of(model, name).step({"a": tokens(0)})["a"]
+    for way, feed in CPU_WAYS.items():
+        logits = feed(driver_of(model, name))
+        assert np.array_equal(logits, whole), f"{way}: off by {np.abs(logits - whole).max()}"
 
 
 @pytest.mark.parametrize("target", CPU, indirect=True, ids=str)
