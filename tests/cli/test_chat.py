@@ -15,7 +15,7 @@ import pytest
 from gallium.cli.chat import FIRST_QUESTION
 
 STYLE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 class Terminal:

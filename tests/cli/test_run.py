@@ -163,7 +163,7 @@ def test_ctrl_c_ends_the_program_with_130(program):
     process = program("run", "hi", environment={"PRETEND_WORDS": "word " * 2000, "PRETEND_PAUSE": "0.01"})
     process.stdout.read(10)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert b"Traceback" not in err
 

@@ -136,7 +136,7 @@ class Answer:
 
     def next(self) -> Delta:
         """Wait for the next delta."""
-        delta = self._arrived.get(timeout=20)
+        delta = self._arrived.get(timeout=120)
         if isinstance(delta, GalliumError):
             self.error = delta
             self._open = 0

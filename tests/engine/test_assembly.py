@@ -181,7 +181,7 @@ def test_what_config_and_tokenizer_call_an_end_is_one(tmp_path: Path, load: Load
     for token in ends:
         done: queue.SimpleQueue[Delta | GalliumError] = queue.SimpleQueue()
         assembly.engine.submit([1], SamplingParams(temperature=0, logit_bias={token: 100.0}), done.put)
-        assert done.get(timeout=20) == Delta(0, (token,), "", finish_reason="stop", stop_reason=token)
+        assert done.get(timeout=120) == Delta(0, (token,), "", finish_reason="stop", stop_reason=token)
 
 
 def test_a_gguf_that_is_no_glm_has_no_template(tmp_path: Path, load: Load, caplog: pytest.LogCaptureFixture) -> None:

@@ -60,7 +60,7 @@ def test_clients_that_come_while_the_model_loads_are_served() -> None:
     sock = listen("127.0.0.1", 0)
     url = url_of(sock)
     answers: list[int] = []
-    early = threading.Thread(target=lambda: answers.append(httpx.get(url + "/health", timeout=20).status_code))
+    early = threading.Thread(target=lambda: answers.append(httpx.get(url + "/health", timeout=120).status_code))
     early.start()
     before = signal.getsignal(signal.SIGINT)
     told: list[str] = []
@@ -87,7 +87,7 @@ def test_an_answer_that_outlives_the_grace_time_ends_with_an_error(stream: bool)
     with live(fake.real(), grace_s=0.2) as server:
         stop = threading.Timer(0.3, server.stop)
         stop.start()
-        answer = httpx.post(server.url + "/v1/completions", json=body, timeout=20)
+        answer = httpx.post(server.url + "/v1/completions", json=body, timeout=120)
         stop.join()
         fake.runner.gate.release(1000)
     assert "the server was stopped before the answer was complete" in answer.text
@@ -114,14 +114,14 @@ def test_signals(grace_s: str, signals: list[signal.Signals], whole: bool) -> No
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         body = {"prompt": "x", "stream": True}
-        with httpx.stream("POST", url + "/v1/completions", json=body, timeout=20) as answer:
+        with httpx.stream("POST", url + "/v1/completions", json=body, timeout=120) as answer:
             lines = answer.iter_lines()
             first = next(lines)
             for number in signals:
                 process.send_signal(number)
                 wait_until_refused(url)
             text = "\n".join([first, *lines])
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err) == (0, "closed\n", "")
     assert text.rstrip().endswith("data: [DONE]")
     assert ('"finish_reason":"stop"' in text) is whole
@@ -132,7 +132,7 @@ def wait_until_refused(url: str) -> None:
     """A signal has been handled when the server takes no connection any more."""
     with pytest.raises(httpx.TransportError):
         for _ in range(1000):
-            httpx.get(url + "/health", timeout=20)
+            httpx.get(url + "/health", timeout=120)
 
 
 def test_a_request_that_never_ends_is_given_up(
@@ -151,7 +151,7 @@ def test_a_request_that_never_ends_is_given_up(
     thread = threading.Thread(target=server.run_until_stopped)
     thread.start()
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.get, url, timeout=20)
+        answer = pool.submit(httpx.get, url, timeout=120)
         assert reached.wait(20)
         server.should_exit = True
         assert answer.result().status_code == 500

@@ -77,12 +77,16 @@ def row_scales(weight: FloatArray, top: int) -> FloatArray:
 
 def fitted_scales(weight: FloatArray) -> FloatArray:
     """`[..., 1]`: of several shrunk scales for four bits the one with the least squared error."""
-    best, error = row_scales(weight, 7), np.full((*weight.shape[:-1], 1), np.inf, np.float32)
-    full = best
+    full = row_scales(weight, 7)
+    best, error = full, np.full(full.shape, np.inf, np.float32)
+    off = np.empty_like(weight)  # one array for all steps: new ones of this size cost more than the arithmetic
     for shrink in SHRINKS:
         scale = full * shrink
-        off = np.square(codes_of(weight, scale, 7, -8) * scale - weight).sum(axis=-1, keepdims=True)
-        best, error = np.where(off < error, scale, best), np.minimum(off, error)
+        np.rint(np.divide(weight, scale, out=off), out=off)
+        np.clip(off, -8, 7, out=off)
+        np.subtract(np.multiply(off, scale, out=off), weight, out=off)
+        found = np.square(off, out=off).sum(axis=-1, keepdims=True)
+        best, error = np.where(found < error, scale, best), np.minimum(found, error)
     return best
 
 
