@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gallium.starting import on_first_use
 
 if TYPE_CHECKING:
     from gallium.engine.llm import LLM
@@ -12,18 +14,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["LLM", "Completion", "GalliumError", "SamplingParams", "__version__"]
 
-_HOMES = {
-    "LLM": "gallium.engine.llm",
-    "Completion": "gallium.types",
-    "GalliumError": "gallium.errors",
-    "SamplingParams": "gallium.types",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import public names on first use, so that `import gallium` stays fast."""
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'gallium' has no attribute {name!r}")
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "LLM": "gallium.engine.llm",
+        "Completion": "gallium.types",
+        "GalliumError": "gallium.errors",
+        "SamplingParams": "gallium.types",
+    },
+)  # so that `import gallium` stays fast

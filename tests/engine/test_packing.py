@@ -26,7 +26,8 @@ from tests.models.small_specs import CONFIGS, spec_of
 from gallium import LLM
 from gallium.backends.cpu.ops import CpuOps
 from gallium.checkpoints import open_checkpoint
-from gallium.checkpoints.packed_file import ABOUT, CHECKSUM, PACKED_FILE, check_contents, header_checksum, read_packed
+from gallium.checkpoints.opening import PACKED_FILE
+from gallium.checkpoints.packed_file import ABOUT, CHECKSUM, check_contents, header_checksum, read_packed
 from gallium.checkpoints.safetensors_file import read_with_metadata
 from gallium.engine.loading import matrix_roles
 from gallium.engine.packing import pack

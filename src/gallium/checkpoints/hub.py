@@ -9,10 +9,9 @@ from gallium.checkpoints.hub_clients import CLIENTS
 from gallium.checkpoints.hub_errors import explain, is_offline, is_refusal
 from gallium.checkpoints.hub_names import HubName, choose_files, hub_name, keeps_within
 from gallium.checkpoints.opening import open_checkpoint
+from gallium.checkpoints.resolve import SUGGESTED
 from gallium.errors import CheckpointError, GalliumError, UnsupportedFormat, UnsupportedModel, UsageError
 from gallium.settings import Hub
-
-SUGGESTED = "zai-org/glm-edge-1.5b-chat"
 
 
 def pull(name: str, *, hub: Hub = "huggingface", revision: str | None = None) -> Path:

@@ -1,4 +1,7 @@
-"""Opens a model on this machine: a folder of safetensors files, or a GGUF file. Only headers are read."""
+"""Opens a model on this machine: a folder of safetensors files, or a GGUF file. Only headers are read.
+
+The reader of each format is imported when a file of that format is there: a start waits for no other.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,12 @@ from typing import Any
 import msgspec
 
 from gallium.checkpoints.checkpoint import SHOWN, Checkpoint
-from gallium.checkpoints.gguf_file import SPLIT_NAME, read_gguf
-from gallium.checkpoints.gguf_model import architecture, translate_config, translate_names
 from gallium.checkpoints.mapping import PICKLE_DANGER, PICKLE_SUFFIXES
-from gallium.checkpoints.modelslim import find_description, plain_config, read_quantised
-from gallium.checkpoints.packed_file import PACKED_FILE, open_packed
 from gallium.checkpoints.safetensors_file import read_safetensors
 from gallium.checkpoints.tensor import StoredTensor
 from gallium.errors import CheckpointError, UnsupportedFormat
 
+PACKED_FILE = "packed.safetensors"
 INDEX = "model.safetensors.index.json"
 QUANTISED_INDEX = "quant_model_weight*.safetensors.index.json"
 MAX_JSON = 64 << 20
@@ -46,6 +46,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def gguf_models(names: list[str]) -> list[str]:
     """The GGUF files that are models of their own, sorted: of a split model the first part, no image encoders."""
+    from gallium.checkpoints.gguf_file import SPLIT_NAME
+
     firsts = []
     for name in sorted(names):
         match = SPLIT_NAME.fullmatch(name.rpartition("/")[2])
@@ -65,6 +67,9 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
+    from gallium.checkpoints.gguf_file import read_gguf
+    from gallium.checkpoints.gguf_model import architecture, translate_config, translate_names
+
     metadata, stored = read_gguf(path)
     config = translate_config(metadata, stored)
     return Checkpoint(path, "gguf", config, {}, translate_names(stored, architecture(metadata), config), metadata)
@@ -74,8 +79,13 @@ def _open_folder(path: Path) -> Checkpoint:
     if not (path / "config.json").exists():
         raise CheckpointError(f"{path} has no config.json, so it is not a model. {INCOMPLETE}")
     config = read_json(path / "config.json")
+    generation_config = read_json(path / "generation_config.json")
     if (path / PACKED_FILE).exists():
-        return open_packed(path, config, read_json(path / "generation_config.json"))
+        from gallium.checkpoints.packed_file import open_packed
+
+        return open_packed(path, config, generation_config)
+    from gallium.checkpoints.modelslim import find_description, plain_config, read_quantised
+
     description = find_description(path)
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(path):
@@ -85,7 +95,7 @@ def _open_folder(path: Path) -> Checkpoint:
             tensors[name] = tensor
     if description is not None:
         config, tensors = plain_config(config), read_quantised(path, read_json(description), tensors)
-    return Checkpoint(path, "safetensors", config, read_json(path / "generation_config.json"), tensors)
+    return Checkpoint(path, "safetensors", config, generation_config, tensors)
 
 
 def _weight_files(path: Path) -> list[Path]:

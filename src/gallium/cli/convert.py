@@ -102,7 +102,8 @@ def _write(source: Checkpoint, out: Path, precision: PrecisionChoice, force: boo
 
 def _check(model: str, *, alone: bool) -> None:
     """Compare a packed folder with its checksums."""
-    from gallium.checkpoints.packed_file import PACKED_FILE, check_contents
+    from gallium.checkpoints.opening import PACKED_FILE
+    from gallium.checkpoints.packed_file import check_contents
     from gallium.engine.memory import show_bytes
 
     folder = Path(model)

@@ -51,6 +51,6 @@ def announce(assembly: Assembly, command: str) -> None:
 
 def stand_in(command: str) -> str:
     """What the embedded default model is, and which model to take next."""
-    from gallium.checkpoints.hub import SUGGESTED
+    from gallium.checkpoints.resolve import SUGGESTED
 
     return STAND_IN.format(name=SUGGESTED, command=command)

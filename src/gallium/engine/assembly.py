@@ -8,17 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from gallium.checkpoints import open_checkpoint, resolve_model
+from gallium.checkpoints.opening import open_checkpoint
+from gallium.checkpoints.resolve import resolve_model
 from gallium.engine.async_engine import Engine, EngineLimits
-from gallium.engine.draft_loading import LoadedDraft, find_draft, load_draft
-from gallium.engine.draft_model import DraftModel
 from gallium.engine.loading import LoadedModel, Progress, load, read_tokenizer
 from gallium.engine.memory import KvPlan, available_bytes, device_bytes, plan_kv, room, show_bytes
-from gallium.engine.rank_messages import Loaded
-from gallium.engine.rank_runner import RankRunner, placements
 from gallium.engine.runner import ModelRunner, Runner, decode_sizes
 from gallium.engine.stopping import NoText, TextSource
-from gallium.engine.tracing import RecordedRunner, Recorder, requested, watch_loaded
 from gallium.errors import TokenizerError
 from gallium.models.config import read_spec
 from gallium.models.decoder import Model
@@ -27,13 +23,17 @@ from gallium.models.spec import ModelSpec
 from gallium.ops.backend import Backend, Support, find
 from gallium.ops.handles import KvPrecision, Precision
 from gallium.ops.interface import Ops
-from gallium.settings import EngineSettings
-from gallium.text.builtin import builtin_template
+from gallium.settings import EngineSettings, environment
+from gallium.starting import uncollected
 from gallium.text.detokenizer import Detokenizer
 from gallium.text.tokenizer import Tokenizer
 from gallium.types import SamplingParams
 
 if TYPE_CHECKING:
+    from gallium.engine.draft_loading import DraftSource, LoadedDraft
+    from gallium.engine.draft_model import DraftModel
+    from gallium.engine.rank_messages import Loaded
+    from gallium.engine.tracing import Recorder
     from gallium.text.template import ChatTemplate
 
 log = logging.getLogger("gallium.engine")
@@ -111,6 +111,7 @@ class Assembly:
         self.engine.shutdown()
 
 
+@uncollected()
 def assemble(
     model: str | None,
     settings: EngineSettings = EngineSettings(),  # noqa: B008 - frozen
@@ -125,7 +126,7 @@ def assemble(
     is loaded for use with token ids. A `recorder` (default: what GALLIUM_TRACE asks for) sees the model's steps.
     Raises the errors of each part (errors.py); nothing is left running then.
     """
-    recorder = recorder or requested(settings)
+    recorder = recorder or _requested(settings)
     resolved = resolve_model(model, hub=settings.hub, revision=settings.revision)
     checkpoint = open_checkpoint(resolved.path)
     checkpoint.prefetch()
@@ -135,15 +136,17 @@ def assemble(
     text = read_tokenizer(checkpoint, need_tokenizer)
     if text is not None:
         complete_template(text, str(checkpoint.config.get("model_type")), resolved.label)
-    source = find_draft(settings, spec, text)
+    source = _draft_source(settings, spec, text)
     draft: LoadedDraft | None = None
     emulated = backend.probe().emulated
     loaded: LoadedModel | Loaded
     if settings.world == 1:
         loaded = load(checkpoint, spec, backend, settings, progress)
         if recorder is not None and recorder.path is not None:
+            from gallium.engine.tracing import watch_loaded
+
             watch_loaded(recorder, backend, loaded.model, loaded.precision, settings, resolved.label)
-        draft = None if source is None else load_draft(source, backend, settings, progress)
+        draft = None if source is None else source.load(backend, settings, progress)
         running = start_engine(loaded.model, text, settings, draft=draft, emulated=emulated, recorder=recorder)
     else:
         loaded, running = start_ranks(resolved.path, spec, backend, text, settings, progress)
@@ -168,9 +171,29 @@ def assemble(
     )
 
 
+def _requested(settings: EngineSettings) -> Recorder | None:
+    """The recorder that GALLIUM_TRACE asks for."""
+    if environment("GALLIUM_TRACE") is None:
+        return None
+    from gallium.engine.tracing import requested
+
+    return requested(settings)
+
+
+def _draft_source(settings: EngineSettings, spec: ModelSpec, text: Tokenizer | None) -> DraftSource | None:
+    """The model that drafts, found and not yet loaded."""
+    if settings.draft_model is None:
+        return None
+    from gallium.engine.draft_loading import find_draft
+
+    return find_draft(settings.draft_model, settings, spec, text)
+
+
 def complete_template(text: Tokenizer, model_type: str, label: str) -> None:
     """Give a GLM checkpoint without a chat template (many GGUF files) Gallium's own, and say so."""
     if text.chat_template is None:
+        from gallium.text.builtin import builtin_template
+
         found = builtin_template(model_type, label, text)
         if found is not None:
             text.chat_template = found.source
@@ -216,6 +239,8 @@ def start_engine(
     if recorder is None:
         runner = ModelRunner(model, ops, caches, sizes)
     else:
+        from gallium.engine.tracing import RecordedRunner
+
         runner = RecordedRunner(model, ops, caches, recorder)
     draft_model = None if draft is None else make_draft_model(draft, kv, block_size, settings, sizes)
     engine = make_engine(runner, spec, text, kv, block_size, settings, draft_model)
@@ -227,6 +252,8 @@ def make_draft_model(
     draft: LoadedDraft, kv: KvPlan, block_size: int, settings: EngineSettings, sizes: tuple[int, ...]
 ) -> DraftModel:
     """The drafting side of an engine: its own cache of as many blocks, and a first look at what a step takes."""
+    from gallium.engine.draft_model import DraftModel
+
     model = draft.model
     made = DraftModel(
         ModelRunner(model, model.ops, model.make_caches(kv.num_blocks, block_size), sizes),
@@ -248,6 +275,8 @@ def start_ranks(
     progress: Progress | None,
 ) -> tuple[Loaded, Running]:
     """Start a process per rank, and an engine for them. Raises what a rank refuses, naming it; none is left then."""
+    from gallium.engine.rank_runner import RankRunner, placements
+
     check_divides(spec, placements(settings)[0])
     runner = RankRunner(path, backend.name, settings)
     try:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gallium.engine.blocks import BlockManager
-from gallium.engine.draft_model import DraftModel
 from gallium.engine.loop import EngineLoop
 from gallium.engine.ngrams import PredictedText
 from gallium.engine.request import Choice, Job, OnDelta, Request, Scoring
@@ -29,6 +28,8 @@ from gallium.types import Delta, SamplingParams
 
 if TYPE_CHECKING:
     import asyncio
+
+    from gallium.engine.draft_model import DraftModel
 
 SCORING_CHUNK = 128  # rows of logits in memory twice: at most this many per step
 

@@ -26,6 +26,12 @@ class DraftSource:
     spec: ModelSpec
     vocab_size: int  # ids that both know
 
+    def load(self, backend: Backend, settings: EngineSettings, progress: Progress | None = None) -> LoadedDraft:
+        """Load it in the precision that was asked for, on the backend of the other. Raises as `loading.load` does."""
+        how = replace(settings, precision=settings.draft_precision)
+        found = load(self.checkpoint, self.spec, backend, how, progress)
+        return LoadedDraft(self.label, found.model, found.precision, self.vocab_size)
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedDraft:
@@ -37,14 +43,11 @@ class LoadedDraft:
     vocab_size: int  # ids that it knows and the other can draw
 
 
-def find_draft(settings: EngineSettings, spec: ModelSpec, text: Tokenizer | None) -> DraftSource | None:
-    """What `settings` names, None if no model drafts. `spec` and `text` are the model's that it drafts for.
+def find_draft(name: str, settings: EngineSettings, spec: ModelSpec, text: Tokenizer | None) -> DraftSource:
+    """The model `name`, of which no weights are read yet. `spec` and `text` are the model's that it drafts for.
 
     Raises UsageError if there is no such model, or if it has other tokens; it says what differs.
     """
-    name = settings.draft_model
-    if name is None:
-        return None
     try:
         resolved = resolve_model(name, hub=settings.hub)
         checkpoint = open_checkpoint(resolved.path)
@@ -62,15 +65,6 @@ def find_draft(settings: EngineSettings, spec: ModelSpec, text: Tokenizer | None
     sizes = [own.vocab_size, spec.vocab_size]
     sizes += [known.vocab_size for known in (own_text, text) if known is not None]
     return DraftSource(resolved.label, checkpoint, own, min(sizes))
-
-
-def load_draft(
-    source: DraftSource, backend: Backend, settings: EngineSettings, progress: Progress | None = None
-) -> LoadedDraft:
-    """Load it in the precision that was asked for, on the backend of the other. Raises as `load` does."""
-    how = replace(settings, precision=settings.draft_precision)
-    found = load(source.checkpoint, source.spec, backend, how, progress)
-    return LoadedDraft(source.label, found.model, found.precision, source.vocab_size)
 
 
 def _refusal(own: ModelSpec, own_text: Tokenizer | None, spec: ModelSpec, text: Tokenizer | None) -> str | None:

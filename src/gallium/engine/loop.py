@@ -12,11 +12,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from gallium.engine.draft_model import DraftModel
 from gallium.engine.lanes import choose_lane
 from gallium.engine.request import Choice, Job, Request, Scoring, State
 from gallium.engine.runner import LaneStep, Runner, StepResult
@@ -27,6 +26,9 @@ from gallium.engine.step_builder import Batch, Draw, build
 from gallium.engine.step_times import StepTimes
 from gallium.errors import EngineDead, GalliumError, RankLost
 from gallium.types import Delta, TokenLogprob
+
+if TYPE_CHECKING:
+    from gallium.engine.draft_model import DraftModel
 
 log = logging.getLogger("gallium.engine")
 Command: TypeAlias = Callable[[], None]

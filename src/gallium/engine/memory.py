@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 from gallium.errors import OutOfMemory, UsageError
@@ -33,6 +32,8 @@ def parse_bytes(text: str | int) -> int:
     """`"2GiB"`, `"512M"` (binary), `"1.5GB"` (decimal), `"4096"` or a number, as bytes. Raises UsageError."""
     if isinstance(text, int):
         return text
+    from fractions import Fraction
+
     match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in UNITS:
         raise UsageError(f"{text!r} is not an amount of memory: write it like 2GiB, 512MiB or 1.5GB.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gallium
 from gallium.checkpoints import Checkpoint
-from gallium.checkpoints.packed_file import PACKED_FILE
+from gallium.checkpoints.opening import PACKED_FILE
 from gallium.checkpoints.packed_writing import PackedWriter
 from gallium.checkpoints.replacing import replacing_folder
 from gallium.checkpoints.writing import copy_files, write_json

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterable
 
 KEPT = 7  # times of each class of widths; their median counts
 STALE = 1000  # steps after which a class that did not occur is forgotten
@@ -36,7 +36,7 @@ class StepTimes:
         kind = _class(width)
         times = self._times.setdefault(kind, deque(maxlen=KEPT))
         if len(times) == KEPT and seconds > 0:
-            change = seconds / (self._pace * statistics.median(time for _, time in times))
+            change = seconds / (self._pace * _median(time for _, time in times))
             self._pace *= min(max(change, 1 / SUDDEN), SUDDEN) ** FOLLOW
         times.append((width, seconds / self._pace))
         self._last[kind] = self._steps
@@ -64,10 +64,17 @@ class StepTimes:
         highest = 0.0
         for kind in sorted(self._times):
             seen = self._times[kind]
-            highest = max(highest, statistics.median(t for _, t in seen))
-            self._widths.append(statistics.fmean(w for w, _ in seen))
+            highest = max(highest, _median(t for _, t in seen))
+            self._widths.append(sum(w for w, _ in seen) / len(seen))
             self._medians.append(highest)
         self._fresh = True
+
+
+def _median(times: Iterable[float]) -> float:
+    """As `statistics` has it, whose import would take longer than a start can spare."""
+    ordered = sorted(times)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def _class(width: int) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from typing import Literal, Protocol, runtime_checkable
 
 from gallium.errors import BackendError, UsageError
+from gallium.ops.entry_points import EntryPoint, entry_points
 from gallium.ops.handles import ALONE, KvPrecision, ModelFacts, Placement, Precision
 from gallium.ops.interface import Ops, op_names
 
@@ -151,13 +151,13 @@ def installed() -> list[Backend]:
     A plug-in that does not import, or speaks another API version, is there as Unloadable: it must not keep the others
     from working.
     """
-    found = [_loaded(point) for point in entry_points(group=ENTRY_POINT_GROUP)]
+    found = [_loaded(point) for point in entry_points(ENTRY_POINT_GROUP)]
     return sorted(found, key=lambda b: (-b.priority, b.name))
 
 
 def find(name: str) -> Backend:
     """`choose` among those that are installed; if one is named, no other one's code is loaded."""
-    points = entry_points(group=ENTRY_POINT_GROUP, name=name)
+    points = [point for point in entry_points(ENTRY_POINT_GROUP) if point.name == name]
     return choose(name, [_loaded(point) for point in points] if points else installed())
 
 
