@@ -23,11 +23,17 @@ def on_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Let nothing be collected meanwhile: imports and loading make many objects, and nearly all of them stay."""
+    """Let nothing be collected meanwhile: imports and loading make many objects, and nearly all of them stay.
+
+    At the end they are old, as if collections had found them alive: else the next one would look at all of them.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if collects:
+            if not gc.get_freeze_count():  # else somebody else has frozen objects, and wants them to stay so
+                gc.freeze()
+                gc.unfreeze()  # both together move everything into the oldest generation
             gc.enable()

@@ -7,7 +7,7 @@ block_q5_K, block_q6_K); the tests hold every decoder against the `gguf` package
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,7 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """A storage coding: `block` values take `size` bytes; `decode`: bytes `[blocks, size]` -> `[blocks, block]`."""
 
     name: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from gallium.errors import CheckpointError, DownloadError
 from gallium.settings import Hub
@@ -17,8 +17,7 @@ DEFAULT_LABEL = "SmolLM2-135M-Instruct"
 KINDS = f"a folder with config.json and *.safetensors, a .gguf file, or a hub name such as {SUGGESTED}"
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedModel:
+class ResolvedModel(NamedTuple):
     """Where a model is, and what to call it."""
 
     path: Path

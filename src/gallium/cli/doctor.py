@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -121,7 +120,7 @@ def _backend_facts(
     facts["precision"] = precision = asked or _usual_precision(backend, spec)
     facts["ops"] = _op_facts(backend, spec, precision)
     if isinstance(backend, TellsKv):
-        facts["kv_cache"] = [asdict(row) for row in backend.kv_support(spec.facts, precision)]
+        facts["kv_cache"] = [row._asdict() for row in backend.kv_support(spec.facts, precision)]
     return facts
 
 

@@ -8,8 +8,8 @@ import queue
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 SCORING_CHUNK = 128  # rows of logits in memory twice: at most this many per step
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLimits:
+class EngineLimits(NamedTuple):
     """The numbers an engine is made with."""
 
     num_blocks: int
@@ -50,8 +49,7 @@ class EngineLimits:
     lookup: bool = False  # whether the text itself is asked for drafts
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
+class EngineStats(NamedTuple):
     """A snapshot of the engine, for health checks and metrics: sums over its lanes."""
 
     running: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gallium.checkpoints import Checkpoint
 from gallium.checkpoints.checkpoint import INTEGERS, PRECISIONS, finer_storages
@@ -23,8 +23,7 @@ from gallium.text.tokenizer import Tokenizer
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
+class LoadedModel(NamedTuple):
     """A model with what was chosen for it."""
 
     model: Model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gallium.errors import OutOfMemory, UsageError
 from gallium.ops.handles import Precision
@@ -132,8 +132,7 @@ def check_fits(num_weights: int, precision: Precision, kv_memory: int | None, av
         )
 
 
-@dataclass(frozen=True, slots=True)
-class KvPlan:
+class KvPlan(NamedTuple):
     """The size of the KV cache."""
 
     num_blocks: int

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gallium.errors import RankLost
 from gallium.ops.handles import FloatArray, KvCache, SamplerInputs, Step, Tensor
@@ -15,8 +14,7 @@ SMALL_SIZES = (1, 2, 4)  # decode batches below SIZE_GAP that get a graph of the
 SIZE_GAP = 8
 
 
-@dataclass(frozen=True, slots=True)
-class LaneStep:
+class LaneStep(NamedTuple):
     """What one lane computes in a step."""
 
     step: Step
@@ -24,8 +22,7 @@ class LaneStep:
     want_logits: bool
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What came back from the device."""
 
     tokens: list[int]  # one per drawn row

@@ -19,7 +19,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from gallium.engine.blocks import BlockManager, block_digest
 from gallium.engine.request import Sequence, State
@@ -52,8 +52,7 @@ class Schedule(Generic[S]):
         return [i for i in self.items if i.seq.state is State.RUNNING and i.epoch == i.seq.preemptions]
 
 
-@dataclass(frozen=True, slots=True)
-class Chance:
+class Chance(NamedTuple):
     """What a step has room for, when drafts are asked for."""
 
     limit: int  # the most drafts

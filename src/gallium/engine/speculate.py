@@ -68,8 +68,7 @@ class Trust:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """What drafts of a draft model would take."""
 
     limit: int  # the most drafts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +12,7 @@ from gallium.engine.scheduler import Item
 from gallium.ops.handles import Step
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """Rows that tokens of one choice are drawn from: the next one, and one after each draft."""
 
     choice: Choice
@@ -28,8 +26,7 @@ class Draw:
         return len(self.drafts)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One step and what its logit rows are for: the rows of each draw, then those of each scored chunk."""
 
     step: Step

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gallium.engine.sampling import ending_ids
 from gallium.types import FinishReason, SamplingParams
@@ -34,8 +33,7 @@ class NoText:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What one token did: text to show now, and whether and why the choice ended."""
 
     text: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gallium.models.decoder import Layer
 from gallium.models.spec import ModelSpec
@@ -13,8 +13,7 @@ BuildLayer = Callable[[Source, ModelSpec, int], Layer]
 """Takes layer `index` from a source. Run twice: once to learn names and shapes, once to pack."""
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(NamedTuple):
     """One `model_type`. Defaults are those of its config class in transformers, for keys a file may omit."""
 
     model_type: str

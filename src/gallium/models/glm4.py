@@ -20,4 +20,4 @@ def layer(source: Source, spec: ModelSpec, index: int) -> Layer:
     )
 
 
-FAMILY = replace(glm.FAMILY, model_type="glm4", arch="glm4", build_layer=layer)
+FAMILY = glm.FAMILY._replace(model_type="glm4", arch="glm4", build_layer=layer)

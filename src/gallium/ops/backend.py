@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from gallium.errors import BackendError, UsageError
 from gallium.ops.entry_points import EntryPoint, entry_points
@@ -16,8 +16,7 @@ ENTRY_POINT_GROUP = "gallium.backends"
 Status = Literal["verified", "unverified", "unsupported"]
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(NamedTuple):
     """Whether a backend can be used on this machine."""
 
     available: bool
@@ -26,8 +25,7 @@ class Probe:
     reason: str = ""  # why not, in words a user can act on
 
 
-@dataclass(frozen=True, slots=True)
-class Support:
+class Support(NamedTuple):
     """What a backend says of one op for one model and precision."""
 
     op: str
@@ -35,8 +33,7 @@ class Support:
     reason: str  # "kernel ga_rms_norm (avx512)", "composed of add + rms_norm", "needs head_dim % 16 == 0"
 
 
-@dataclass(frozen=True, slots=True)
-class KvSupport:
+class KvSupport(NamedTuple):
     """What a backend says of one precision of the KV cache for one model."""
 
     precision: KvPrecision

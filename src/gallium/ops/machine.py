@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from gallium.ops.handles import Experts, Linear, Precision
@@ -16,8 +15,7 @@ class Fact(NamedTuple):
     value: str  # with the reason where there was a choice
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What the machine can do at best, measured by the backend with the threads that its kernels use."""
 
     read_bytes_per_s: float
@@ -61,8 +59,7 @@ class KnowsFreeMemory(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """A packed weight, all matrices of its handle together."""
 
     num_bytes: int

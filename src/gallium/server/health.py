@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -30,6 +28,6 @@ async def health(service: Service, request: Request) -> Response:
         "draft": None if assembly.draft is None else assembly.draft._asdict(),
         "max_context": engine.max_context,
         "open_requests": len(service.open),
-        "engine": asdict(engine.stats()),
+        "engine": engine.stats()._asdict(),
     }
     return json_response(body, 200 if status == "ok" else 503, {"cache-control": "no-store"})

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gallium.errors import TokenizerError
 
@@ -29,8 +28,7 @@ def byte_alphabet() -> dict[str, int]:
 _ALPHABET = byte_alphabet()
 
 
-@dataclass(frozen=True, slots=True)
-class ByteRule:
+class ByteRule(NamedTuple):
     """How a tokenizer writes bytes: `to_bytes` for one entry, and whether the text loses a space at its beginning."""
 
     name: str

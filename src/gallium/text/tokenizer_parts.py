@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import field
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import tokenizers
@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from gallium.text.growing import GrowingCore
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizerParts:
+class TokenizerParts(NamedTuple):
     """What a reader of one kind of file found."""
 
     core: tokenizers.Tokenizer | GrowingCore
