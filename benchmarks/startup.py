@@ -1,4 +1,7 @@
-"""Cold start to first token: a new process each time, from exec to the first byte of the answer on its output."""
+"""Cold start to first token: a new process each time, from exec to the first byte of the answer on its output.
+
+The stages on the way are timed as processes of their own: what one takes beyond the one before is its share.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,20 @@ import sys
 import time
 from pathlib import Path
 
-from machine import machine, write_result
+from machine import installed_environment, machine, write_result
 
 FIRST_TOKEN = ["run", "--temperature", "0", "--max-tokens", "1", "What is gravity?"]
-COMMANDS = {"gallium run (first token)": FIRST_TOKEN, "gallium --help (all of it)": ["--help"]}
+COMMANDS = {"gallium --help (all of it)": ["--help"], "gallium run (first token)": FIRST_TOKEN}
+STAGES = {"Python": "", "… and NumPy": "import numpy", "… and the engine": "import numpy, gallium.engine.assembly"}
+"""Name, and what the interpreter runs: each contains the one before."""
 
 
 def first_byte(command: list[str]) -> float:
     """Seconds from starting a process to its first byte on standard output."""
     start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=installed_environment()
+    ) as process:  # fmt: skip
         assert process.stdout is not None and process.stderr is not None
         seen = os.read(process.stdout.fileno(), 1)
         seconds = time.perf_counter() - start
@@ -40,14 +47,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
     how = parser.parse_args()
     program = str(Path(sys.executable).parent / "gallium")
-    commands = {name: [program, *rest] for name, rest in COMMANDS.items()}
+    commands = {name: [sys.executable, "-c", f"{what}\nprint()"] for name, what in STAGES.items()}
+    commands |= {name: [program, *rest] for name, rest in COMMANDS.items()}
     commands["gallium run (first token)"] += ["--precision", how.precision]
     if how.model:
         commands["gallium run (first token)"] += ["--model", how.model]
     if how.packed:
         commands["the same, packed"] = [program, *FIRST_TOKEN, "--model", how.packed]
     for command in commands.values():
-        first_byte(command)  # fills the disk cache
+        first_byte(command)  # fills the disk cache, and compiles what was not compiled yet
     rounds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(how.rounds):
         for name, command in commands.items():

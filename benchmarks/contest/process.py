@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import installed_environment
+
 DRIVERS = Path(__file__).parent / "drivers"
 ASK_LIMIT = 600.0  # seconds
 
@@ -29,7 +31,7 @@ class Process:
         self._log = log.open("ab")
         self._process = subprocess.Popen(
             [str(python), str(DRIVERS / driver)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-            env=os.environ | (environment or {}), start_new_session=True,
+            env=installed_environment() | (environment or {}), start_new_session=True,
         )  # fmt: skip
         self._rest = b""
 

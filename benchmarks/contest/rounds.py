@@ -76,9 +76,12 @@ class Contest:
             self._keep(cell, scores)
 
     def _start(self, group: Group) -> dict[str, Score]:
-        """Seconds from the start of the process to the first token, and peak memory after some work."""
+        """Seconds from the start of the process to the first token, and peak memory after some work.
+
+        The first round does not count: it fills the disk cache, and compiles the modules of a checkout.
+        """
         scores: dict[str, Score] = {peer.name: Score() for peer in self.peers}
-        for number in range(self.rounds):
+        for number in range(self.rounds + 1):
             for peer in self.peers:
                 score = scores[peer.name]
                 if score.reason:
@@ -90,8 +93,9 @@ class Contest:
                         score.reason, score.rounds = refusals[peer.name], []
                         continue
                     process, facts = running[peer.name]
-                    score.rounds.append(facts["seconds"])
-                    if number == 0:
+                    if number:
+                        score.rounds.append(facts["seconds"])
+                    else:
                         score.facts = facts | self._memory(process)
         return scores
 

@@ -56,12 +56,13 @@ def read_metadata(metadata: Mapping[str, Any]) -> TokenizerParts:
         special_tokens=special,
         eos_ids=_end_ids(metadata, tokens, types),
         chat_template=template if isinstance(template, str) and template.strip() else None,
+        vocab_size=len(tokens),
     )
 
 
 def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:
     value = metadata.get(key)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
+    if not isinstance(value, Sequence) or isinstance(value, str) or set(map(type, value)) - {str}:
         raise TokenizerError(f"{WHERE} is damaged: {key} is not a list of texts. Fetch the file again.")
     return list(value)
 

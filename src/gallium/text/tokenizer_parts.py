@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import tokenizers
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from gallium.text.growing import GrowingCore
 
 
-class TokenizerParts(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TokenizerParts:
     """What a reader of one kind of file found."""
 
     core: tokenizers.Tokenizer | GrowingCore

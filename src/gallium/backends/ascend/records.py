@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+DATA = Path(__file__).parent / "data"
 
 
 @cache
 def records() -> tuple[dict[str, Any], ...]:
     """All of them, from data/verified.json, in the form that `verify.records.entry_of` makes of a record."""
-    text = files("gallium.backends.ascend").joinpath("data/verified.json").read_text(encoding="utf-8")
+    text = (DATA / "verified.json").read_text(encoding="utf-8")
     return tuple(json.loads(text))
 
 

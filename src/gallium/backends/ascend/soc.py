@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 
+from gallium.backends.ascend.records import DATA
 from gallium.errors import BackendError
 from gallium.ops.handles import ModelFacts, Precision
 
@@ -77,7 +77,7 @@ def find(name: str) -> Soc:
 
 def _lines(name: str, keep_header: bool = False) -> list[list[str]]:
     """The rows of a table; the header is its last comment."""
-    text = files("gallium.backends.ascend").joinpath(f"data/{name}").read_text(encoding="utf-8")
+    text = (DATA / name).read_text(encoding="utf-8")
     lines = text.splitlines()
     header = [line for line in lines if line.startswith("#")][-1][2:]
     rows = [line.split("\t") for line in lines if not line.startswith("#")]

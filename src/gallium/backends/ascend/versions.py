@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
+
+from gallium.backends.ascend.records import DATA
 
 INSTALL = 'pip install "gallium[ascend]"'
 CANN_HOMES = ("usr/local/Ascend/cann", "usr/local/Ascend/ascend-toolkit/latest", "usr/local/Ascend/nnae/latest")
@@ -42,7 +43,7 @@ class Cann(NamedTuple):
 @cache
 def releases() -> dict[str, Release]:
     """All known versions of torch_npu, from data/versions.tsv."""
-    text = files("gallium.backends.ascend").joinpath("data/versions.tsv").read_text(encoding="utf-8")
+    text = (DATA / "versions.tsv").read_text(encoding="utf-8")
     rows = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
     return {row[0]: Release(row[0], row[1], row[2], tuple(row[3].split()), row[4] == "1") for row in rows}
 
