@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "pool.h"
+#include "runs.h"
 #include "vector_kernels.h"
 
 namespace ga {
@@ -21,9 +21,9 @@ void for_pieces(const std::vector<P>& parts, const Count& pieces_of, const Body&
     std::vector<int64_t> ends(parts.size());
     int64_t total = 0;
     for (size_t i = 0; i < parts.size(); ++i) ends[i] = total += pieces_of(parts[i]);
-    parallel(total, [&](int task, int) {
-        const size_t i = static_cast<size_t>(std::upper_bound(ends.begin(), ends.end(), task) - ends.begin());
-        body(parts[i], task - (i ? ends[i - 1] : 0));
+    parallel_runs(total, [&](int64_t piece) {
+        const size_t i = static_cast<size_t>(std::upper_bound(ends.begin(), ends.end(), piece) - ends.begin());
+        body(parts[i], piece - (i ? ends[i - 1] : 0));
     });
 }
 
@@ -53,9 +53,12 @@ void gated_piece(const GatedPart& part, int64_t begin, int64_t end) {
 }  // namespace
 
 void multiply(const std::vector<Part>& parts) {
-    int64_t panels = 0;
-    for (const Part& part : parts) panels += panels_of(*part.w);
-    const int64_t step = panels_per_task(panels);
+    int64_t panels = 0, rows = 0;
+    for (const Part& part : parts) {
+        panels += panels_of(*part.w);
+        rows = std::max(rows, part.row_end - part.row_begin);
+    }
+    const int64_t step = panels_per_piece(panels, rows);
     const auto pieces = [&](const Part& part) { return (panels_of(*part.w) + step - 1) / step; };
     for_pieces(parts, pieces, [&](const Part& part, int64_t piece) {
         const int64_t begin = piece * step, all = panels_of(*part.w), end = begin + step < all ? begin + step : all;

@@ -4,22 +4,22 @@
 #include <new>
 
 #include "gated.h"
-#include "pool.h"
+#include "runs.h"
 
 namespace ga {
 
 void multiply(const ga_matrix& w, const Activations& x, float* y, int64_t y_stride) {
-    const int64_t panels = panels_of(w), step = panels_per_task(panels);
+    const int64_t panels = panels_of(w), step = panels_per_piece(panels, x.rows);
     const Product product = product_for(w);
-    parallel((panels + step - 1) / step, [&](int task, int) {
-        const int64_t begin = task * step, end = begin + step < panels ? begin + step : panels;
+    parallel_runs((panels + step - 1) / step, [&](int64_t piece) {
+        const int64_t begin = piece * step, end = begin + step < panels ? begin + step : panels;
         product(w, x, {0, x.rows, begin, end, y, y_stride});
     });
 }
 
-int64_t panels_per_task(int64_t panels) {
-    const int64_t wanted = panels / (static_cast<int64_t>(threads()) * 4);
-    return wanted >= 8 ? 8 : wanted >= 4 ? 4 : wanted >= 2 ? 2 : 1;
+int64_t panels_per_piece(int64_t panels, int64_t rows) {
+    const int64_t wanted = panels / (static_cast<int64_t>(threads()) * 4), most = rows <= kFewRows ? 4 : 8;
+    return wanted >= most ? most : wanted >= 4 ? 4 : wanted >= 2 ? 2 : 1;
 }
 
 }  // namespace ga

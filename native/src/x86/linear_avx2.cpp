@@ -38,6 +38,17 @@ struct Fetch {
     }
 };
 
+// Where several panels that pass at once are fetched: a little later in each, and at its end in the P-th after it, which
+// takes its place.
+template <int P>
+struct Ahead {
+    int64_t bytes;
+    explicit Ahead(const ga_matrix& w) : bytes(panel_bytes(w.cols, w.kind)) {}
+    [[gnu::always_inline]] inline int64_t of(int64_t at) const {
+        return at + kAheadOfEach + (at + kAheadOfEach < bytes ? 0 : (P - 1) * bytes);
+    }
+};
+
 // Products of floats, one column after the other: float32, and bfloat16 as float32.
 template <class Step>
 struct Direct {
@@ -54,11 +65,12 @@ struct Direct {
         }
         const int64_t stride = Step::stride(a), units = a.padded / Step::kColumns;
         const float* x = Step::x(a) + row * stride;
+        const Ahead<P> ahead(w);
         for (int64_t k = 0; k < units; ++k, x += Step::kColumns) {
             if (P == 1) fetch.go();
             for (int c = 0; c < Step::kColumns; ++c)
                 each<P>([&](int p) __attribute__((always_inline)) {
-                    if (P > 1 && c == 0) Avx2::prefetch(panels[p] + k * kUnit + kAhead);
+                    if (P > 1 && c == 0) Avx2::prefetch(panels[p] + ahead.of(k * kUnit));
                     const F low = Step::weights(panels[p] + k * kUnit, c);
                     const F high = Step::weights(panels[p] + k * kUnit + kHalf, c);
                     for (int r = 0; r < R; ++r) {
@@ -69,6 +81,11 @@ struct Direct {
                 });
         }
         store<R, P>(w, b, row, panel, sums);
+    }
+
+    template <int P>
+    static inline void one_row(const ga_matrix& w, const Activations& a, const Block& b, int64_t row, int64_t panel) {
+        tile<1, P>(w, a, b, row, panel, {});
     }
 };
 
@@ -104,17 +121,40 @@ struct Grouped {
             panels[p] = panel_at(w, panel + p);
             for (int r = 0; r < R; ++r) sums[p][r][0] = sums[p][r][1] = _mm256_setzero_ps();
         }
+        const Ahead<P> ahead(w);
         for (int64_t g = 0; g < a.groups; ++g)
             for (int p = 0; p < P; ++p) {
                 if (P == 1) fetch.go();
-                for (int line = 0; P > 1 && line < Kind::kLines; ++line)
-                    Avx2::prefetch(Kind::units(panels[p], g) + kAhead + line * kUnit);
+                const char* coming = panels[p] + ahead.of(Kind::units(panels[p], g) - panels[p]);
+                for (int line = 0; P > 1 && line < Kind::kLines; ++line) Avx2::prefetch(coming + line * kUnit);
                 I dots[R][2];
                 for (int r = 0; r < R; ++r) dots[r][0] = dots[r][1] = _mm256_setzero_si256();
                 Kind::dot(panels[p], g, a.quants + row * a.padded + g * kGroup, a.padded, dots);
                 Kind::add(panels[p], g, a, row * a.groups + g, dots, sums[p]);
             }
         store<R, P>(w, b, row, panel, sums);
+    }
+
+    // One row: what all panels need of x is loaded once for them.
+    template <int P>
+    static inline void one_row(const ga_matrix& w, const Activations& a, const Block& b, int64_t row, int64_t panel) {
+        F sums[P][1][2];
+        const char* panels[P];
+        for (int p = 0; p < P; ++p) {
+            panels[p] = panel_at(w, panel + p);
+            sums[p][0][0] = sums[p][0][1] = _mm256_setzero_ps();
+        }
+        const Ahead<P> ahead(w);
+        const int8_t* x = a.quants + row * a.padded;
+        for (int64_t g = 0; g < a.groups; ++g, x += kGroup) {
+            I dots[P][2] = {};
+            Kind::dot_of_row(panels, g, ahead.of(Kind::units(panels[0], g) - panels[0]), x, dots);
+            each<P>([&](int p) __attribute__((always_inline)) {
+                const I one[1][2] = {{dots[p][0], dots[p][1]}};
+                Kind::add(panels[p], g, a, row * a.groups + g, one, sums[p]);
+            });
+        }
+        store<1, P>(w, b, row, panel, sums);
     }
 };
 
@@ -140,11 +180,13 @@ template <class K>
 void product(const ga_matrix& w, const Activations& a, const Block& b) {
     const int64_t rows = b.row_end - b.row_begin;
     int64_t panel = b.panel_begin;
-    if (rows == 1)
-        for (; panel + 4 <= b.panel_end; panel += 4) K::template tile<1, 4>(w, a, b, b.row_begin, panel, {});
-    if (rows <= 3)
+    if (rows == 1) {
+        for (; panel + 4 <= b.panel_end; panel += 4) K::template one_row<4>(w, a, b, b.row_begin, panel);
+        for (; panel + 2 <= b.panel_end; panel += 2) K::template one_row<2>(w, a, b, b.row_begin, panel);
+    } else if (rows <= 3) {
         for (; panel + 2 <= b.panel_end; panel += 2)
             rows_of_tile<K, 2, 3>(static_cast<int>(rows), w, a, b, b.row_begin, panel, {});
+    }
     const int64_t tiles = (rows + K::kRows - 1) / K::kRows;
     for (; panel < b.panel_end; ++panel)
         for (int64_t tile = 0, row = b.row_begin; tile < tiles; ++tile) {
