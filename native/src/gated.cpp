@@ -21,7 +21,7 @@ void for_pieces(const std::vector<P>& parts, const Count& pieces_of, const Body&
     std::vector<int64_t> ends(parts.size());
     int64_t total = 0;
     for (size_t i = 0; i < parts.size(); ++i) ends[i] = total += pieces_of(parts[i]);
-    parallel_runs(total, [&](int64_t piece) {
+    parallel_runs(total, 1, [&](int64_t piece, int64_t) {
         const size_t i = static_cast<size_t>(std::upper_bound(ends.begin(), ends.end(), piece) - ends.begin());
         body(parts[i], piece - (i ? ends[i - 1] : 0));
     });

@@ -11,8 +11,7 @@ namespace ga {
 void multiply(const ga_matrix& w, const Activations& x, float* y, int64_t y_stride) {
     const int64_t panels = panels_of(w), step = panels_per_piece(panels, x.rows);
     const Product product = product_for(w);
-    parallel_runs((panels + step - 1) / step, [&](int64_t piece) {
-        const int64_t begin = piece * step, end = begin + step < panels ? begin + step : panels;
+    parallel_runs(panels, step, [&](int64_t begin, int64_t end) {
         product(w, x, {0, x.rows, begin, end, y, y_stride});
     });
 }

@@ -37,8 +37,8 @@ private:
 // y = W x + bias for all prepared rows, split over the thread pool.
 void multiply(const ga_matrix& w, const Activations& x, float* y, int64_t y_stride);
 
-// Panels per piece of a job: enough pieces for all threads, long enough for a piece to be worth its start. A piece of few
-// rows is read at memory's speed in a few microseconds, and a thread may have to wait for another's last one.
+// Panels per piece of a job: enough pieces for all threads, long enough for a piece to be worth its start. A piece of
+// few rows is read at memory's speed in a few microseconds, and a thread may have to wait for another's last one.
 int64_t panels_per_piece(int64_t panels, int64_t rows);
 constexpr int64_t kFewRows = 16;
 

@@ -38,8 +38,8 @@ struct Fetch {
     }
 };
 
-// Where several panels that pass at once are fetched: a little later in each, and at its end in the P-th after it, which
-// takes its place.
+// Where several panels that pass at once are fetched: a little later in each, and at its end in the P-th after it,
+// which takes its place.
 template <int P>
 struct Ahead {
     int64_t bytes;
