@@ -72,6 +72,7 @@ def test_a_packed_folder_is_made_anew_for_another_model_or_packing_code(tmp_path
     source.write_bytes(b"weights")
     code.write_text("round")
     first = models.packing_mark(source, tmp_path, ("*.cpp",))
+    code.write_text("import cmath\nround")
     assert models.packing_mark(source, tmp_path, ("*.cpp",)) == first
     code.write_text("round better")
     second = models.packing_mark(source, tmp_path, ("*.cpp",))
