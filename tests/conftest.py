@@ -24,6 +24,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--level", default=None, help="conformance: only this instruction-set level of the CPU backend")
 
 
+# What takes longest, so that no worker is left alone with it at the end; the rest follows in order.
+LONG = (
+    "tests/golden", "tests/backends/torch", "tests/api", "tests/engine", "tests/arm", "tests/verify",
+    "tests/checkpoints", "tests/vnpu/test_opinfo.py", "tests/vnpu/test_examples.py", "tests/vnpu/ascend",
+    "tests/vnpu/test_hccl",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the order within a file stays."""
+    items.sort(key=lambda item: next((i for i, path in enumerate(LONG) if item.nodeid.startswith(path)), len(LONG)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Take Ctrl-C as usual, also when the suite is started in the background, where a shell has it ignored.
 

@@ -44,10 +44,15 @@ def import_seconds(python: Path, cwd: Path) -> float:
 
 
 def install(place: Path, default_model: str) -> Path:
-    """A fresh environment with the built wheel and the default model; returns its folder of programs."""
+    """A fresh environment with the built wheel and the default model; returns its folder of programs.
+
+    A build in an environment of its own would compile all of the kernels again, so the wheel takes the objects that
+    are there; what such a build would install, a dry run installs too.
+    """
     wheels = place / "wheels"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    run(*pip, "wheel", "--no-deps", "--wheel-dir", wheels, ROOT, cwd=place)
+    run(*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", wheels, ROOT, cwd=place)
+    run(*pip, "install", "--dry-run", "--no-deps", ROOT, cwd=place)
     (wheel,) = wheels.glob("gallium-*.whl")
     venv.create(place / "env", with_pip=True)
     programs = place / "env" / "bin"
