@@ -49,7 +49,7 @@ $(TEST_VENV)/.installed: pyproject.toml
 native: $(TEST_VENV)/.native ## rebuild the native kernels of the test environment
 
 # Python's sources are used where they are, but the environment has to know a new one: then its folder has changed.
-$(TEST_VENV)/.native: $(TEST_VENV)/.installed CMakeLists.txt $(shell find native -type f; find src -type d)
+$(TEST_VENV)/.native: $(TEST_VENV)/.installed CMakeLists.txt $(shell find native -type f; find src -type d -not -name __pycache__)
 	@rm $(TEST_VENV)/.fresh 2>/dev/null \
 	  || $(TEST)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
