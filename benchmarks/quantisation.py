@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from numpy.typing import NDArray
 
 from gallium.backends.cpu.ops import CpuOps
 from gallium.checkpoints.opening import open_checkpoint
+from gallium.checkpoints.quantise import RANGES
 from gallium.checkpoints.resolve import default_model_path
+from gallium.checkpoints.tensor import StoredTensor
 from gallium.engine.loading import read_tokenizer
 from gallium.models.catalog import expected_tensors, load_model
 from gallium.models.config import read_spec
@@ -53,19 +54,26 @@ def divided(x: FloatArray, by: FloatArray) -> FloatArray:
 
 
 def line(x: FloatArray) -> FloatArray:
-    """int4 of this project (native/src/pack.cpp): d * q + m, the best line through the values."""
+    """int4 of this project (native/src/best_line.cpp): d * q + m, the best line that RANGES lead to."""
+    low, span = x.min(1, keepdims=True), np.ptp(x, axis=1, keepdims=True)
+    unit = span / np.float32(15)
+    t = divided(x - low, unit)
+    d, m, best = unit, low, np.zeros_like(low)
+    for low_end, high_end in RANGES:
+        q = np.clip(np.rint((t - low_end) * (15 / (15 - low_end - high_end))), 0, 15)
+        centred = q - q.mean(1, keepdims=True)
+        along, spread = (centred * t).sum(1, keepdims=True), (centred * centred).sum(1, keepdims=True)
+        gain, slope = divided(along * along, spread), divided(along, spread)
+        d = np.where(gain > best, slope * unit, d)
+        m = np.where(gain > best, low + (t.mean(1, keepdims=True) - slope * q.mean(1, keepdims=True)) * unit, m)
+        best = np.maximum(best, gain)
 
-    def on(d: FloatArray, m: FloatArray) -> tuple[FloatArray, FloatArray]:
-        q = np.clip(np.rint(divided(x - half(m), half(d))), 0, 15)
-        return q, half(d) * q + half(m)
+    def on(d: FloatArray, m: FloatArray) -> FloatArray:
+        return half(d) * np.clip(np.rint(divided(x - half(m), half(d))), 0, 15) + half(m)
 
-    low, high = x.min(1, keepdims=True), x.max(1, keepdims=True)
-    q, first = on((high - low) / np.float32(15), low)
-    centred = q - q.mean(1, keepdims=True)
-    d = divided((centred * x).sum(1, keepdims=True), (centred * centred).sum(1, keepdims=True))
-    _, second = on(d, x.mean(1, keepdims=True) - d * q.mean(1, keepdims=True))
-    better = ((x - second) ** 2).sum(1, keepdims=True) < ((x - first) ** 2).sum(1, keepdims=True)
-    return np.where(better & (d != 0), second, first)
+    plain, searched = on(unit, low), on(d, m)
+    better = ((x - searched) ** 2).sum(1, keepdims=True) < ((x - plain) ** 2).sum(1, keepdims=True)
+    return np.where(better, searched, plain)
 
 
 def q4_0(x: FloatArray) -> FloatArray:
@@ -117,29 +125,6 @@ ACTIVATIONS: dict[str, Rounding] = {
 
 
 # -- the model ------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Array:
-    """A Weight in memory."""
-
-    name: str
-    array: FloatArray
-    storage: str = "F32"
-    quantisation: None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    def raw(self) -> NDArray[np.uint8]:
-        return np.ascontiguousarray(self.array).view(np.uint8).reshape(-1)
-
-    def float32(self, start: int = 0, stop: int | None = None) -> FloatArray:
-        return self.array[start:stop]
-
-    def rows(self, start: int, stop: int) -> Array:
-        return replace(self, array=self.array[start:stop])
-
-
 class Arrays:
     """A checkpoint in memory, whose matrices are rounded as they are read: head and embedding to 8 bits if at all."""
 
@@ -149,11 +134,11 @@ class Arrays:
     def names(self) -> list[str]:
         return list(self.tensors)
 
-    def weight(self, name: str, index: int | None = None) -> Array:
+    def weight(self, name: str, index: int | None = None) -> StoredTensor:
         array = self.tensors[name]
         if array.ndim == 2 and self.rounding is not exact:
             array = in_groups(q8_0, 32)(array) if "embed" in name or "head" in name else self.rounding(array)
-        return Array(name, array)
+        return StoredTensor(name, array.shape, "F32", np.ascontiguousarray(array).view(np.uint8).reshape(-1))
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()) -> None:
         assert set(expected) <= set(self.tensors)

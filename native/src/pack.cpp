@@ -3,6 +3,7 @@
 
 #include <atomic>
 
+#include "best_line.h"
 #include "buffer.h"
 #include "decode.h"
 #include "half.h"
@@ -93,49 +94,6 @@ void copy_int4(char* panel, int64_t lane, int64_t storage, const uint8_t* row, i
         read_line(storage, row, group, line);
         put_line(panel, lane, group, line);
     }
-}
-
-// The quants of `n` values for a line, after its d and m are rounded as they will be stored -> squared error.
-float quantise_on(const float* x, int n, Line& line) {
-    line.d = half_to_float(float_to_half(line.d));
-    line.m = half_to_float(float_to_half(line.m));
-    float error = 0.0f;
-    for (int i = 0; i < 32; ++i) {
-        float q = i < n && line.d != 0.0f ? rintf((x[i] - line.m) / line.d) : 0.0f;
-        q = q > 0.0f ? (q < 15.0f ? q : 15.0f) : 0.0f;
-        line.q[i] = static_cast<uint8_t>(q);
-        const float off = i < n ? x[i] - (line.d * q + line.m) : 0.0f;
-        error += off * off;
-    }
-    return error;
-}
-
-// Least and largest value give a first line; the best line through the values, given their quants, may be better.
-Line best_line(const float* x, int n) {
-    float low = x[0], high = x[0], sum = 0.0f;
-    for (int i = 0; i < n; ++i) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-        sum += x[i];
-    }
-    Line first;
-    first.d = (high - low) / 15.0f;
-    first.m = fabsf(sum) <= kLargest ? low : NAN;  // what is damaged must be seen in the result
-    const float error = quantise_on(x, n, first);
-    float q_sum = 0.0f;
-    for (int i = 0; i < n; ++i) q_sum += first.q[i];
-    const float mean = sum / static_cast<float>(n), q_mean = q_sum / static_cast<float>(n);
-    float along = 0.0f, spread = 0.0f;
-    for (int i = 0; i < n; ++i) {
-        const float q = static_cast<float>(first.q[i]) - q_mean;
-        along += q * x[i];
-        spread += q * q;
-    }
-    if (spread == 0.0f) return first;
-    Line second;
-    second.d = along / spread;
-    second.m = mean - second.d * q_mean;
-    return quantise_on(x, n, second) < error ? second : first;
 }
 
 void put_int4(char* panel, int64_t lane, const float* row, int64_t cols) {
