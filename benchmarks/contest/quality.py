@@ -2,7 +2,8 @@
 
 The default model's file is quantised itself (Q4_1), so that its weights lie on a grid that some formats hit and others
 do not. Here each matrix's columns are stretched by random factors, and what feeds them is shrunk by the same: the
-model computes the same function, and its weights lie on nobody's grid. Each contender is compared with its own bf16.
+model computes the same function, and its weights lie on nobody's grid. Each contender is compared with its own bf16, on
+pieces of several texts; intervals come from drawing pieces anew.
 """
 
 from __future__ import annotations
@@ -10,13 +11,23 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from benchmarks.contest.cells import WORKLOADS
 from benchmarks.contest.gguf_file import write_gguf
-from benchmarks.contest.models import PRECISIONS, kv_bytes, make_folder, run, write_safetensors
+from benchmarks.contest.models import (
+    PACKING_CODE,
+    PRECISIONS,
+    kv_bytes,
+    make_folder,
+    packing_mark,
+    run,
+    write_safetensors,
+)
 from benchmarks.contest.peers import PEERS, ROOT
 from benchmarks.contest.process import Process
 from benchmarks.contest.report import quality_table
@@ -29,7 +40,16 @@ from gallium.ops.handles import FloatArray
 from gallium.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).parents[2]
-TEXTS = (HERE / "tests" / "golden" / "real_text.txt", HERE / "docs" / "architecture.md")
+TEXTS = tuple(
+    HERE / name
+    for name in (
+        "tests/golden/real_text.txt", "docs/architecture.md", "README.md", "docs/ascend.md", "docs/verify.md",
+        "docs/virtual-npu.md", "docs/packed.md", "docs/kernels.md", "LICENSE",
+    )
+)  # fmt: skip
+CHUNK = 256  # tokens that stand alone
+QUANTISED = ("int8", "int4")
+RESAMPLED = 2000  # times, for an interval
 CONTENDERS = ("gallium", "llama.cpp")
 STRETCH = 0.5  # factors lie between exp(-STRETCH) and exp(STRETCH)
 
@@ -115,7 +135,9 @@ def make_models(root: Path) -> None:
     """`quality/`: folder, GGUF files and packed folders of the stretched default model."""
     source = make_folder(WORKLOADS["W2"], root)
     folder = root / "quality" / "hf"
-    if (root / "quality" / "gallium-int4" / "config.json").exists():
+    mark = root / "quality" / "mark"
+    made_of = packing_mark(source, code=(*PACKING_CODE, "src/gallium/checkpoints/quantise.py"))
+    if mark.exists() and mark.read_text(encoding="utf-8") == made_of:
         return
     shutil.rmtree(root / "quality", ignore_errors=True)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -128,47 +150,96 @@ def make_models(root: Path) -> None:
         write_gguf(root / "quality" / f"{precision}.gguf", config, held, precision, folder / "tokenizer.json")
         packed = root / "quality" / f"gallium-{precision}"
         run([PEERS["gallium"].python.parent / "gallium", "convert", str(folder), str(packed), "--precision", name])
+    mark.write_text(made_of, encoding="utf-8")
 
 
-def logits(name: str, precision: str, ids: list[int], root: Path) -> NDArray[np.float32]:
-    """Of every position."""
-    files = {"gallium": f"gallium-{precision}", "llama.cpp": f"{precision}.gguf"}
-    config = json.loads((root / "quality" / "hf" / "config.json").read_text(encoding="utf-8"))
-    process = Process(PEERS[name].python, PEERS[name].driver, ROOT / "logs" / f"quality-{name}.log")
-    out = root / "quality" / "logits.npy"
-    try:
-        process.load({
+class Rated:
+    """One contender with the model in one precision, in a process of its own."""
+
+    def __init__(self, name: str, precision: str, root: Path) -> None:
+        files = {"gallium": f"gallium-{precision}", "llama.cpp": f"{precision}.gguf"}
+        config = json.loads((root / "quality" / "hf" / "config.json").read_text(encoding="utf-8"))
+        self._out = root / "quality" / f"logits-{precision}.npy"
+        self._process = Process(PEERS[name].python, PEERS[name].driver, ROOT / "logs" / f"quality-{name}.log")
+        self._process.load({
             "model": str(root / "quality" / files[name]), "precision": precision, "threads": cores(),
-            "max_context": len(ids) + 64, "max_batch": 1, "kv_bytes": kv_bytes(config),
+            "max_context": CHUNK + 64, "max_batch": 1, "kv_bytes": kv_bytes(config),
         })  # fmt: skip
-        process.ask("logits", ids=ids, path=str(out))
+
+    def logits(self, ids: list[int]) -> NDArray[np.float32]:
+        """Of every position of a text that stands alone."""
+        self._process.ask("logits", ids=ids, path=str(self._out))
+        found: NDArray[np.float32] = np.load(self._out)
+        self._out.unlink()
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+
+def chunks_of(texts: list[list[int]], tokens: int) -> list[list[int]]:
+    """About `tokens` tokens in pieces of CHUNK, one of each text in turn, so that every text has its share."""
+    pieces = [[ids[i : i + CHUNK] for i in range(0, len(ids) - CHUNK + 1, CHUNK)] for ids in texts]
+    turns = [piece for turn in zip_longest(*pieces) for piece in turn if piece is not None]
+    return turns[: max(1, round(tokens / CHUNK))]
+
+
+def resampled(chunks: NDArray[Any], statistic: Callable[[NDArray[Any]], NDArray[Any]]) -> list[float]:
+    """95 % interval of a statistic by bootstrap over `[chunks, ...]`, since tokens of one text depend on each other."""
+    rng = np.random.default_rng(0)
+    draws = [statistic(chunks[rng.integers(0, len(chunks), len(chunks))]) for _ in range(RESAMPLED)]
+    return [float(bound) for bound in np.percentile(draws, (2.5, 97.5))]
+
+
+def rate(name: str, chunks: list[list[int]], root: Path) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray[Any]]]:
+    """What each precision costs a contender, and the mean KL of each chunk."""
+    rated = {precision: Rated(name, precision, root) for precision in ("bf16", *QUANTISED)}
+    kl: dict[str, list[FloatArray]] = {precision: [] for precision in QUANTISED}
+    same: dict[str, list[float]] = {precision: [] for precision in QUANTISED}
+    try:
+        for ids in chunks:
+            exact = rated["bf16"].logits(ids)
+            for precision in QUANTISED:
+                got = rated[precision].logits(ids)
+                kl[precision].append(divergence(exact, got))
+                same[precision].append(float((exact.argmax(-1) == got.argmax(-1)).mean()))
     finally:
-        process.close()
-    found: NDArray[np.float32] = np.load(out)
-    out.unlink()
-    return found
+        for one in rated.values():
+            one.close()
+    means = {precision: np.array([chunk.mean() for chunk in kl[precision]]) for precision in QUANTISED}
+    found = {
+        f"{name} {precision}": {
+            "kl_mean": float(means[precision].mean()), "interval": resampled(means[precision], np.mean),
+            "kl_p95": float(np.percentile(np.concatenate(kl[precision]), 95)),
+            "same": float(np.mean(same[precision])), "tokens": sum(map(len, chunks)),
+            "called": PEERS[name].precisions[precision],
+        }
+        for precision in QUANTISED
+    }  # fmt: skip
+    return found, means
 
 
 def main() -> None:
     """Measure, keep in the store, print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contest.quality", description=__doc__)
-    parser.add_argument("--tokens", type=int, default=768)
+    parser.add_argument("--tokens", type=int, default=6144)
     parser.add_argument("--store", type=Path, default=ROOT / "contest.json", help="where results are kept")
     how = parser.parse_args()
     store = Store(how.store)
     root = ROOT / "models"
     make_models(root)
-    text = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS)
-    ids = Tokenizer.from_folder(root / "quality" / "hf").encode(text)[: how.tokens]
+    tokenizer = Tokenizer.from_folder(root / "quality" / "hf")
+    chunks = chunks_of([tokenizer.encode(path.read_text(encoding="utf-8")) for path in TEXTS], how.tokens)
+    means: dict[str, dict[str, NDArray[Any]]] = {}
     for name in CONTENDERS:
-        exact = logits(name, "bf16", ids, root)
-        for precision in ("int8", "int4"):
-            got = logits(name, precision, ids, root)
-            kl, same = divergence(exact, got), float((exact.argmax(-1) == got.argmax(-1)).mean())
-            store.quality[f"{name} {precision}"] = {
-                "kl_mean": float(kl.mean()), "kl_p95": float(np.percentile(kl, 95)), "same": same, "tokens": len(ids),
-                "called": PEERS[name].precisions[precision],
-            }  # fmt: skip
+        found, means[name] = rate(name, chunks, root)
+        store.quality |= found
+    for precision in QUANTISED:
+        # The same chunks for both, so what makes a chunk hard for both is not taken for a difference.
+        pairs = np.stack([means[name][precision] for name in CONTENDERS], axis=1)
+        ratio = resampled(pairs, lambda drawn: drawn[:, 0].mean() / drawn[:, 1].mean())
+        store.quality[f"{CONTENDERS[0]} {precision}"]["ratio_interval"] = ratio
     store.save()
     print("\n".join(quality_table(store)))
 

@@ -146,11 +146,21 @@ def quality_table(store: Store) -> list[str]:
     lines = [
         f"KL against the contender's own bf16 over {tokens} tokens of English text, the default model with weights",
         "that lie on no format's grid (`python -m benchmarks.contest.quality`):",
-        "", "| | mean, nats | 95th percentile | same first choice |", "|---|---|---|---|",
+        "", "| | mean, nats (95 % interval) | 95th percentile | same first choice |", "|---|---|---|---|",
     ]  # fmt: skip
     for name, found in store.quality.items():
         label = f"{name.partition(' ')[0]} {found['called']}"
-        lines.append(f"| {label} | {found['kl_mean']:.5f} | {found['kl_p95']:.5f} | {found['same']:.1%} |")
+        mean = f"{found['kl_mean']:.5f}" + (
+            " ({:.5f} to {:.5f})".format(*found["interval"]) if "interval" in found else ""
+        )
+        lines.append(f"| {label} | {mean} | {found['kl_p95']:.5f} | {found['same']:.1%} |")
+    for name, found in store.quality.items():
+        if "ratio_interval" in found:
+            low, high = found["ratio_interval"]
+            lines += [
+                "",
+                f"{name} / its counterpart, the same pieces of text: {low:.3f} to {high:.3f} (95 % interval).",
+            ]
     return lines
 
 

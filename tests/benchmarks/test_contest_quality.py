@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.contest.quality import divergence, stretched
+from benchmarks.contest.quality import CHUNK, chunks_of, divergence, resampled, stretched
 
 from gallium.cli.random_model import RandomCheckpoint
 from gallium.models.config import read_spec
@@ -47,3 +47,16 @@ def test_stretched_weights_are_the_same_function() -> None:
 
     assert mixed(after) == pytest.approx(mixed(before), rel=1e-3, abs=1e-5)
     assert dense(after) == pytest.approx(dense(before), rel=1e-3, abs=1e-5)
+
+
+def test_every_text_has_its_share_of_the_tokens() -> None:
+    texts = [[0] * (3 * CHUNK + 5), [1] * CHUNK, [2] * (CHUNK - 1)]
+    assert [chunk[0] for chunk in chunks_of(texts, 100 * CHUNK)] == [0, 1, 0, 0]
+    assert [chunk[0] for chunk in chunks_of(texts, 2 * CHUNK)] == [0, 1]
+
+
+def test_an_interval_is_about_two_standard_errors() -> None:
+    chunks = np.random.default_rng(0).normal(5, 1, 400)
+    low, high = resampled(chunks, np.mean)
+    assert low < chunks.mean() < high
+    assert high - low == pytest.approx(4 * 1 / 20, rel=0.15)
