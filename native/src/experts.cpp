@@ -39,7 +39,7 @@ public:
         std::vector<GatedPart> first;
         if (shared_) first.push_back({a.shared_gate_up, &shared, 0, a.tokens, &scratch.shared_inner});
         for (const Share& s : shares_) first.push_back({a.gate_up + s.expert, &sorted, s.begin, s.end, &scratch.inner});
-        multiply_gated(first);
+        if (!multiply_gated(first)) return false;
         if (!scratch.inner.finish(a.down[0], inner)) return false;
         if (shared_ && !scratch.shared_inner.finish(*a.shared_down, shared_inner)) return false;
         std::vector<Part> second;

@@ -5,15 +5,13 @@
 #include <string.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "runs.h"
 #include "vector_kernels.h"
 
 namespace ga {
 namespace {
-
-constexpr int64_t kPieceCols = 64;  // of gate, and as many of up: whole groups and panels
-constexpr int64_t kPieceRows = 64;
 
 // Calls body(part, piece) for pieces_of(part) pieces of every part. Those of the first parts are begun first.
 template <class P, class Count, class Body>
@@ -27,19 +25,23 @@ void for_pieces(const std::vector<P>& parts, const Count& pieces_of, const Body&
     });
 }
 
-// The columns [begin, end) of `part.inner`. Where a block of y would begin is a matter of rows and panels; ours are
-// small, so y is set back by what lies before them.
-void gated_piece(const GatedPart& part, int64_t begin, int64_t end) {
-    alignas(64) float gate[kPieceRows * kPieceCols], up[kPieceRows * (kPieceCols + kPanelRows)];
-    float row[kPieceCols];
+// The columns [begin, end) of `part.inner`: whole groups and panels of gate, and as many of up. Where a block of y would
+// begin is a matter of rows and panels; ours are small, so y is set back by what lies before them. False: no memory.
+bool gated_piece(const GatedPart& part, int64_t begin, int64_t end) {
     const ga_matrix& w = *part.w;
     const int64_t width = part.inner->width(), first = begin / kPanelRows, last = round_up(end, kPanelRows) / kPanelRows;
     const int64_t up_first = (width + begin) / kPanelRows, up_last = round_up(width + end, kPanelRows) / kPanelRows;
     const int64_t stride = (last - first) * kPanelRows, up_stride = (up_last - up_first) * kPanelRows;
     const Product product = product_for(w);
+    const int64_t rows = part.row_end - part.row_begin, most = linear_kernels().rows_at_once, at_once = rows < most ? rows : most;
+    thread_local Buffer buffer;
+    auto* row = reinterpret_cast<float*>(
+        buffer.get(static_cast<size_t>(stride + at_once * (stride + up_stride)) * sizeof(float)));
+    if (!row) return false;
+    float *gate = row + stride, *up = gate + at_once * stride;
     const auto swiglu = vector_kernels().swiglu;
-    for (int64_t r = part.row_begin; r < part.row_end; r += kPieceRows) {
-        const int64_t stop = r + kPieceRows < part.row_end ? r + kPieceRows : part.row_end;
+    for (int64_t r = part.row_begin; r < part.row_end; r += at_once) {
+        const int64_t stop = r + at_once < part.row_end ? r + at_once : part.row_end;
         product(w, *part.x, {r, stop, first, last, gate - r * stride - first * kPanelRows, stride});
         product(w, *part.x, {r, stop, up_first, up_last, up - r * up_stride - up_first * kPanelRows, up_stride});
         for (int64_t i = r; i < stop; ++i) {
@@ -48,6 +50,7 @@ void gated_piece(const GatedPart& part, int64_t begin, int64_t end) {
             part.inner->put(i, begin, end, row);
         }
     }
+    return true;
 }
 
 }  // namespace
@@ -90,15 +93,18 @@ bool Inner::finish(const ga_matrix& down, Activations& out) {
     return true;
 }
 
-void multiply_gated(const std::vector<GatedPart>& parts) {
-    int64_t groups = 0;
-    for (const GatedPart& part : parts) groups += part.inner->width() / kGroup;
-    const int64_t step = groups >= static_cast<int64_t>(threads()) * 8 ? kPieceCols : kGroup;
+bool multiply_gated(const std::vector<GatedPart>& parts) {
+    int64_t width = 0;
+    for (const GatedPart& part : parts) width += part.inner->width();
+    int64_t step = linear_kernels().cols_at_once;
+    while (step > kGroup && width < step * threads() * 4) step /= 2;
     const auto pieces = [&](const GatedPart& part) { return (part.inner->width() + step - 1) / step; };
+    std::atomic<bool> good{true};
     for_pieces(parts, pieces, [&](const GatedPart& part, int64_t piece) {
-        const int64_t begin = piece * step, width = part.inner->width();
-        gated_piece(part, begin, begin + step < width ? begin + step : width);
+        const int64_t begin = piece * step, all = part.inner->width();
+        if (!gated_piece(part, begin, begin + step < all ? begin + step : all)) good = false;
     });
+    return good;
 }
 
 }  // namespace ga

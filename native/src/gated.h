@@ -44,6 +44,6 @@ struct GatedPart {
     const Inner* inner;
 };
 
-void multiply_gated(const std::vector<GatedPart>& parts);
+bool multiply_gated(const std::vector<GatedPart>& parts);  // false: no memory
 
 }  // namespace ga

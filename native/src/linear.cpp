@@ -43,8 +43,7 @@ int32_t ga_gated_mlp(const ga_mlp_args* args) try {
     thread_local ga::Inner inner;
     ga::Activations x;
     if (!prepared.prepare(a.x, a.tokens, a.x_stride, a.gate_up, x) || !inner.reserve(a.tokens, a.down)) return 1;
-    ga::multiply_gated({{&a.gate_up, &x, 0, a.tokens, &inner}});
-    if (!inner.finish(a.down, x)) return 1;
+    if (!ga::multiply_gated({{&a.gate_up, &x, 0, a.tokens, &inner}}) || !inner.finish(a.down, x)) return 1;
     ga::multiply(a.down, x, a.y, a.down.rows);
     return 0;
 } catch (const std::bad_alloc&) {

@@ -10,7 +10,7 @@ namespace ga {
 // Memory for prepared activations, kept by one calling thread.
 class Prepared {
 public:
-    // Rows of x (`stride` floats apart) for a matrix like w; valid until the next call. False: no memory.
+    // Rows of x (`stride` floats apart) in the form that a matrix like w wants; valid until the next call. False: no memory.
     bool prepare(const float* x, int64_t rows, int64_t stride, const ga_matrix& w, Activations& out);
 
     // Room for `rows` rows that come piece by piece, by `put`. Not for a matrix with `integers`, whose rows have one scale.
@@ -27,7 +27,8 @@ private:
     void put_integers(int64_t row, const ga_integers& how, const float* x) const;
 
     Buffer buffer_;
-    int64_t kind_ = 0, cols_ = 0, padded_ = 0, groups_ = 0;
+    Form form_ = Form::kFloat32;
+    int64_t cols_ = 0, padded_ = 0, groups_ = 0;
     float *floats_ = nullptr, *scales_ = nullptr, *offsets_ = nullptr;  // as in Activations
     uint16_t* bfloat16_ = nullptr;
     int8_t* quants_ = nullptr;

@@ -6,14 +6,21 @@
 
 namespace ga {
 
-// Rows of x, prepared for one kind of matrix: as they are, in bfloat16, or in 8 bits with a scale per group. For a matrix
-// with `integers` a row has one scale, and as many sums as the matrix has groups.
+// What a product wants rows of x to be.
+enum class Form : uint8_t {
+    kFloat32,   // as they are
+    kBfloat16,
+    kRounded,   // to bfloat16, but kept as float32: for a level that multiplies bfloat16 as float32
+    kBytes,     // 8 bits and a scale per group of columns; for a matrix with `integers`, one per row
+};
+
+// Rows of x, prepared in one form. Bytes for a matrix with `integers` have as many sums as the matrix has groups.
 struct Activations {
     int64_t rows = 0, cols = 0, padded = 0, groups = 0;
     const float* plain = nullptr;       // float32: [rows], `stride` floats apart
     int64_t stride = 0;
     const uint16_t* bfloat16 = nullptr; // [rows][padded]
-    const float* rounded = nullptr;     // or this, for a level that multiplies bfloat16 as float32: [rows][padded]
+    const float* rounded = nullptr;     // [rows][padded]
     const int8_t* quants = nullptr;     // [rows][padded]
     const float* scales = nullptr;      // [rows][padded / kGroup]: value = scale * quant
     const int32_t* sums = nullptr;      // [rows][groups]: the sum of the quants
@@ -42,13 +49,15 @@ using IntegerSums = void (*)(const ga_matrix& w, const Activations& a, const Sum
 struct LinearKernels {
     const char* level;
     Product product[4];  // by kind
+    Form form[4];        // what these want of x; a matrix with `integers` wants bytes
+    // One row in each form, or null if no kind of the level wants it. `padded` columns are written.
     void (*to_bfloat16)(const float* x, int64_t cols, int64_t padded, uint16_t* out);
-    // One row in groups of kGroup columns.
     void (*quantise)(const float* x, int64_t cols, int64_t padded, int8_t* quants, float* scales, int32_t* sums,
                      float* offsets);
     IntegerSums integer_sums[2];  // int8, int4
-    // Instead of to_bfloat16, if it is there: rounds to bfloat16 and keeps float32, for Activations::rounded.
     void (*round_to_bfloat16)(const float* x, int64_t cols, int64_t padded, float* out) = nullptr;
+    // What a task of an MLP takes at once: rows of x that pass by the same panels, and columns of gate and of up.
+    int64_t rows_at_once = 64, cols_at_once = 64;
 };
 
 extern const LinearKernels linear_portable;
@@ -65,6 +74,8 @@ const LinearKernels& linear_kernels();
 
 // Products with `integers`, on the level's integer_sums; all float arithmetic is here, once for all levels.
 void product_integers(const ga_matrix& w, const Activations& a, const Block& block);
+
+inline Form form_for(const ga_matrix& w) { return w.integers ? Form::kBytes : linear_kernels().form[w.kind]; }
 
 inline Product product_for(const ga_matrix& w) { return w.integers ? product_integers : linear_kernels().product[w.kind]; }
 

@@ -191,7 +191,11 @@ void quantise(const float* x, int64_t cols, int64_t padded, int8_t* quants, floa
 }  // namespace
 
 const LinearKernels linear_portable = {
-    "generic", {product_float32, product_bfloat16, product_int8, product_int4}, to_bfloat16, quantise,
+    "generic",
+    {product_float32, product_bfloat16, product_int8, product_int4},
+    {Form::kFloat32, Form::kBfloat16, Form::kBytes, Form::kBytes},
+    to_bfloat16,
+    quantise,
     {sums_int8, sums_int4}};
 
 const LinearKernels& linear_kernels() {

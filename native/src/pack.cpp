@@ -24,10 +24,9 @@ void put_bfloat16(char* panel, int64_t lane, const float* row, int64_t cols) {
     for (int64_t k = 0; k < cols; ++k) to[k / 2 * 32 + k % 2] = float_to_bf16(row[k]);
 }
 
-// One group of 32 in 8 bits, with the quants for a scale that is already rounded to float16.
-void put_int8_group(char* panel, int64_t lane, int64_t group, float d, const int8_t* quants) {
-    const uint16_t half = float_to_half(d);
-    memcpy(const_cast<char*>(int8_scales(panel, group)) + lane * 2, &half, 2);
+// One group of 32 in 8 bits, with the quants for a scale in float16.
+void put_int8_group(char* panel, int64_t lane, int64_t group, uint16_t d, const int8_t* quants) {
+    memcpy(const_cast<char*>(int8_scales(panel, group)) + lane * 2, &d, 2);
     auto* to = reinterpret_cast<uint8_t*>(const_cast<char*>(int8_units(panel, group))) + lane * 4;
     for (int i = 0; i < kGroup / 4; ++i, to += kUnit) {
         uint32_t four;
@@ -42,13 +41,14 @@ void put_int8(char* panel, int64_t lane, const float* row, int64_t cols) {
         const float* x = row + group * kGroup;
         const int64_t left = cols - group * kGroup, n = left < 0 ? 0 : left < kGroup ? left : kGroup;
         const float largest = largest_magnitude(x, n);
-        const float d = largest <= kLargest ? half_to_float(float_to_half(largest / 127.0f)) : NAN;
+        const uint16_t half = float_to_half(largest <= kLargest ? largest / 127.0f : NAN);
+        const float d = half_to_float(half);
         int8_t quants[kGroup] = {};
         for (int64_t i = 0; i < n && d > 0.0f; ++i) {
             const float q = rintf(x[i] / d);
             quants[i] = static_cast<int8_t>(q > -127.0f ? (q < 127.0f ? q : 127.0f) : -127.0f);
         }
-        put_int8_group(panel, lane, group, d, quants);
+        put_int8_group(panel, lane, group, half, quants);
     }
 }
 
@@ -58,7 +58,7 @@ void copy_int8(char* panel, int64_t lane, const uint8_t* row, int64_t cols) {
     for (int64_t group = 0; group * kGroup < padded_cols(cols, kInt8); ++group) {
         const uint8_t* block = row + group * 34;
         const bool stored = group * kGroup < cols;
-        const float d = stored ? half_to_float(static_cast<uint16_t>(block[0] | block[1] << 8)) : 0.0f;
+        const uint16_t d = stored ? static_cast<uint16_t>(block[0] | block[1] << 8) : 0;
         put_int8_group(panel, lane, group, d, stored ? reinterpret_cast<const int8_t*>(block + 2) : zeros);
     }
 }
@@ -109,7 +109,7 @@ void copy_integers(char* panel, int64_t lane, int64_t kind, const int8_t* row, i
         int8_t quants[kGroup] = {};
         for (int64_t i = 0; i < kGroup && begin + i < cols; ++i) quants[i] = row[begin + i];
         if (kind == kInt8) {
-            put_int8_group(panel, lane, begin / kGroup, 1.0f, quants);
+            put_int8_group(panel, lane, begin / kGroup, float_to_half(1.0f), quants);
             continue;
         }
         Line line;

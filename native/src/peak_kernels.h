@@ -6,7 +6,7 @@ namespace ga {
 
 struct PeakKernels {
     int64_t operations[4];              // of one round, by kind of matrix: multiplications and additions
-    void (*burn[4])(int64_t rounds);    // null: this kind's products use the level below
+    void (*burn[4])(int64_t rounds);    // what this kind's products use; null: the level below's
 };
 
 constexpr int kReaders = 4;

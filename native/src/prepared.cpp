@@ -7,22 +7,20 @@
 
 namespace ga {
 
-// One piece of memory holds everything; what a kind does not need takes no room.
+// One piece of memory holds everything; what a form does not need takes no room.
 bool Prepared::allocate(int64_t rows, const ga_matrix& w, Activations& out) {
-    const LinearKernels& kernels = linear_kernels();
-    kind_ = w.kind;
+    form_ = form_for(w);
     cols_ = w.cols;
     padded_ = padded_cols(w.cols, w.kind);
     groups_ = w.integers ? w.integers->groups : padded_ / kGroup;
-    const bool floats = kind_ == kFloat32 || (kind_ == kBfloat16 && kernels.round_to_bfloat16);
-    const bool bytes = kind_ == kInt8 || kind_ == kInt4;
-    const int64_t element = floats ? 4 : bytes ? 1 : 2;
+    const bool bytes = form_ == Form::kBytes, halves = form_ == Form::kBfloat16;
+    const int64_t element = bytes ? 1 : halves ? 2 : 4;
     const size_t values = static_cast<size_t>(round_up(rows * padded_ * element, 64));
     const int64_t scales = w.integers ? rows : rows * groups_;
     char* memory = buffer_.get(values + (bytes ? static_cast<size_t>(scales * 2 + rows * groups_) * 4 : 0) + 64);
     if (!memory) return false;
-    floats_ = floats ? reinterpret_cast<float*>(memory) : nullptr;
-    bfloat16_ = floats || bytes ? nullptr : reinterpret_cast<uint16_t*>(memory);
+    floats_ = bytes || halves ? nullptr : reinterpret_cast<float*>(memory);
+    bfloat16_ = halves ? reinterpret_cast<uint16_t*>(memory) : nullptr;
     quants_ = bytes ? reinterpret_cast<int8_t*>(memory) : nullptr;
     scales_ = bytes ? reinterpret_cast<float*>(memory + values) : nullptr;
     offsets_ = bytes ? scales_ + scales : nullptr;
@@ -32,9 +30,9 @@ bool Prepared::allocate(int64_t rows, const ga_matrix& w, Activations& out) {
     out.cols = cols_;
     out.padded = padded_;
     out.groups = bytes ? groups_ : 0;
-    out.plain = kind_ == kFloat32 ? floats_ : nullptr;
-    out.stride = kind_ == kFloat32 ? padded_ : 0;
-    out.rounded = kind_ == kBfloat16 ? floats_ : nullptr;
+    out.plain = form_ == Form::kFloat32 ? floats_ : nullptr;
+    out.stride = form_ == Form::kFloat32 ? padded_ : 0;
+    out.rounded = form_ == Form::kRounded ? floats_ : nullptr;
     out.bfloat16 = bfloat16_;
     out.quants = quants_;
     out.scales = scales_;
@@ -49,15 +47,14 @@ void Prepared::put(int64_t row, int64_t begin, int64_t end, const float* x) cons
     const LinearKernels& kernels = linear_kernels();
     const int64_t at = row * padded_ + begin, cols = end - begin;
     const int64_t padded = end == cols_ ? padded_ - begin : cols;  // padding belongs to the row's last piece
-    if (kind_ == kFloat32) {
-        memcpy(floats_ + at, x, static_cast<size_t>(cols) * sizeof(float));
-    } else if (floats_) {
-        kernels.round_to_bfloat16(x, cols, padded, floats_ + at);
-    } else if (bfloat16_) {
-        kernels.to_bfloat16(x, cols, padded, bfloat16_ + at);
-    } else {
-        const int64_t group = row * groups_ + begin / kGroup;
-        kernels.quantise(x, cols, padded, quants_ + at, scales_ + group, sums_ + group, offsets_ + group);
+    const int64_t group = row * groups_ + begin / kGroup;
+    switch (form_) {
+        case Form::kFloat32: memcpy(floats_ + at, x, static_cast<size_t>(cols) * sizeof(float)); break;
+        case Form::kRounded: kernels.round_to_bfloat16(x, cols, padded, floats_ + at); break;
+        case Form::kBfloat16: kernels.to_bfloat16(x, cols, padded, bfloat16_ + at); break;
+        case Form::kBytes:
+            kernels.quantise(x, cols, padded, quants_ + at, scales_ + group, sums_ + group, offsets_ + group);
+            break;
     }
 }
 
@@ -66,7 +63,7 @@ void Prepared::put_integers(int64_t row, const ga_integers& how, const float* x)
 }
 
 bool Prepared::prepare(const float* x, int64_t rows, int64_t stride, const ga_matrix& w, Activations& out) {
-    if (w.kind == kFloat32) {
+    if (form_for(w) == Form::kFloat32) {
         out = Activations{};
         out.rows = rows;
         out.cols = out.padded = w.cols;
@@ -109,3 +106,8 @@ bool Prepared::gather(const Activations& from, const int64_t* rows_of, int64_t r
 }
 
 }  // namespace ga
+
+int32_t ga_activation_bits(int64_t kind) {
+    const ga::Form form = ga::linear_kernels().form[kind];
+    return form == ga::Form::kFloat32 ? 32 : form == ga::Form::kBytes ? 8 : 16;
+}

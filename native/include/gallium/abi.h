@@ -2,7 +2,7 @@
 #pragma once
 #include <stdint.h>
 
-#define GA_ABI_VERSION 4
+#define GA_ABI_VERSION 5
 
 #if defined(_WIN32)
 #define GA_EXPORT __declspec(dllexport)

@@ -36,6 +36,10 @@ typedef struct {
 
 GA_EXPORT int64_t ga_matrix_bytes(int64_t rows, int64_t cols, int64_t kind);
 
+/* Bits of an activation in products with matrices of this kind at the level in use: 32, 16 (bfloat16) or 8. Those with
+ * `integers` take 8 at every level. */
+GA_EXPORT int32_t ga_activation_bits(int64_t kind);
+
 /* How stored rows are coded: the formats of gallium.checkpoints, by this number. */
 enum { GA_F32, GA_F16, GA_BF16, GA_Q8_0, GA_Q4_0, GA_Q4_1, GA_Q4_K, GA_Q5_K, GA_Q6_K, GA_I8, GA_I4 };
 

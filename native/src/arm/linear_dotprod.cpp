@@ -8,6 +8,7 @@ namespace ga {
 const LinearKernels linear_dotprod = {
     "dotprod",
     {product_float32_neon, product_bfloat16_neon, product<Grouped<DotprodInt8>>, product<Grouped<DotprodInt4>>},
+    {Form::kFloat32, Form::kRounded, Form::kBytes, Form::kBytes},
     nullptr,
     quantise_neon,
     {sums_int8_dotprod, sums_int4_dotprod},

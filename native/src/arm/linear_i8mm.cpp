@@ -89,6 +89,7 @@ struct Bfloat16 {
 const LinearKernels linear_i8mm = {
     "i8mm",
     {product_float32_neon, product<Bfloat16>, product<Grouped<MatrixInt8>>, product<Grouped<MatrixInt4>>},
+    {Form::kFloat32, Form::kBfloat16, Form::kBytes, Form::kBytes},
     to_bfloat16_neon,
     quantise_neon,
     {sums_int8_i8mm, sums_int4_i8mm}};

@@ -124,6 +124,7 @@ void quantise_neon(const float* x, int64_t cols, int64_t padded, int8_t* quants,
 const LinearKernels linear_neon = {
     "neon",
     {product_float32_neon, product_bfloat16_neon, product<Grouped<NeonInt8<false>>>, product<Grouped<NeonInt4>>},
+    {Form::kFloat32, Form::kRounded, Form::kBytes, Form::kBytes},
     nullptr,
     quantise_neon,
     {sums_int8_neon, sums_int4_neon},

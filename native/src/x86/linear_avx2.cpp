@@ -263,7 +263,12 @@ void quantise(const float* x, int64_t cols, int64_t padded, int8_t* quants, floa
 }  // namespace
 
 const LinearKernels linear_avx2 = {
-    "avx2", {product<Float32>, product<Bfloat16>, product<Int8>, product<Int4>}, nullptr, quantise,
-    {sums_int8_avx2, sums_int4_avx2}, round_row};
+    "avx2",
+    {product<Float32>, product<Bfloat16>, product<Int8>, product<Int4>},
+    {Form::kFloat32, Form::kRounded, Form::kBytes, Form::kBytes},
+    nullptr,
+    quantise,
+    {sums_int8_avx2, sums_int4_avx2},
+    round_row};
 
 }  // namespace ga

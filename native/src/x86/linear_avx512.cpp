@@ -232,22 +232,8 @@ inline F largest_bits(F largest, F x) {
     return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(largest), magnitude));
 }
 
-}  // namespace
-
-void product_float32_avx512(const ga_matrix& w, const Activations& a, const Block& b) { product<Float32>(w, a, b); }
-void product_int4_avx512(const ga_matrix& w, const Activations& a, const Block& b) { product<Int4>(w, a, b); }
-void sums_int4_avx512(const ga_matrix& w, const Activations& a, const SumBlock& s) { integer_sums<kInt4>(w, a, s); }
-
-void to_bfloat16_avx512(const float* x, int64_t cols, int64_t padded, uint16_t* out) {
-    for (int64_t k = 0; k < padded; k += 16) {
-        const int left = cols - k < 16 ? static_cast<int>(cols - k < 0 ? 0 : cols - k) : 16;
-        const __m256bh rounded = _mm512_cvtneps_pbh(Avx512::load_n(x + (left ? k : 0), left));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + k), (__m256i)rounded);
-    }
-}
-
-void quantise_avx512(const float* x, int64_t cols, int64_t padded, int8_t* quants, float* scales, int32_t* sums,
-                     float* offsets) {
+void quantise(const float* x, int64_t cols, int64_t padded, int8_t* quants, float* scales, int32_t* sums,
+              float* offsets) {
     for (int64_t begin = 0; begin < padded; begin += kGroup, ++scales, ++sums, ++offsets) {
         const int64_t end = begin + kGroup;
         const auto values = [&](int64_t k) {
@@ -271,11 +257,25 @@ void quantise_avx512(const float* x, int64_t cols, int64_t padded, int8_t* quant
     }
 }
 
+}  // namespace
+
+void product_float32_avx512(const ga_matrix& w, const Activations& a, const Block& b) { product<Float32>(w, a, b); }
+void sums_int4_avx512(const ga_matrix& w, const Activations& a, const SumBlock& s) { integer_sums<kInt4>(w, a, s); }
+
+void to_bfloat16_avx512(const float* x, int64_t cols, int64_t padded, uint16_t* out) {
+    for (int64_t k = 0; k < padded; k += 16) {
+        const int left = cols - k < 16 ? static_cast<int>(cols - k < 0 ? 0 : cols - k) : 16;
+        const __m256bh rounded = _mm512_cvtneps_pbh(Avx512::load_n(x + (left ? k : 0), left));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + k), (__m256i)rounded);
+    }
+}
+
 const LinearKernels linear_avx512 = {
     "avx512",
-    {product_float32_avx512, product<Bfloat16>, product<Int8>, product_int4_avx512},
+    {product_float32_avx512, product<Bfloat16>, product<Int8>, product<Int4>},
+    {Form::kFloat32, Form::kBfloat16, Form::kBytes, Form::kBytes},
     to_bfloat16_avx512,
-    quantise_avx512,
+    quantise,
     {integer_sums<kInt8>, sums_int4_avx512},
 };
 

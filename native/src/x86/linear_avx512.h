@@ -5,10 +5,7 @@
 namespace ga {
 
 void product_float32_avx512(const ga_matrix& w, const Activations& a, const Block& block);
-void product_int4_avx512(const ga_matrix& w, const Activations& a, const Block& block);
 void sums_int4_avx512(const ga_matrix& w, const Activations& a, const SumBlock& s);
 void to_bfloat16_avx512(const float* x, int64_t cols, int64_t padded, uint16_t* out);
-void quantise_avx512(const float* x, int64_t cols, int64_t padded, int8_t* quants, float* scales, int32_t* sums,
-                     float* offsets);
 
 }  // namespace ga

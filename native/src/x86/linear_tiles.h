@@ -1,5 +1,5 @@
 // What products on tile registers share, written once over a class T of tiles (the hardware's, or their emulation in
-// tests): blocks of 32 rows and 2 panels, and four tiles of sums; and products in integers.
+// tests): blocks of 32 rows and 2 panels, and four tiles of sums; and sums in integers.
 #pragma once
 #include "x86/linear_avx512.h"
 #include "x86/simd_avx512.h"
@@ -95,33 +95,6 @@ inline void write_block(const ga_matrix& w, const Block& b, const TileBlock& t, 
     }
 }
 
-template <class T>
-inline void block_int8(const ga_matrix& w, const Activations& a, const Block& b, const TileBlock& t) {
-    alignas(64) float sums[32 * 32] = {};
-    alignas(64) int32_t dots[32 * 32];
-    const char* panels[2] = {panel_at(w, t.panel), panel_at(w, t.panel + t.panels - 1)};
-    const char* x = reinterpret_cast<const char*>(a.quants + t.row * a.padded);
-    for (int64_t g = 0; g < a.groups; ++g, x += kGroup) {
-        zero_sums<T>();
-        const char* units[2] = {int8_units(panels[0], g), int8_units(panels[1], g)};
-        multiply_block<T, DotInt8>(t, x, a.padded, units);
-        store_sums<T>(t, dots);
-        for (int p = 0; p < t.panels; ++p) {
-            const auto* halves = reinterpret_cast<const __m256i*>(int8_scales(panels[p], g));
-            const __m512 d = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
-            for (int r = 0; r < t.rows[0] + t.rows[1]; ++r) {
-                const int64_t at = (t.row + r) * a.groups + g;
-                float* sum = sums + r * 32 + p * 16;
-                const __m512i excess = _mm512_set1_epi32(128 * a.sums[at]);  // weights are stored as w + 128
-                const __m512i dot = _mm512_sub_epi32(_mm512_load_si512(dots + r * 32 + p * 16), excess);
-                const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(a.scales[at]));
-                _mm512_store_ps(sum, _mm512_fmadd_ps(scaled, d, _mm512_load_ps(sum)));
-            }
-        }
-    }
-    write_block(w, b, t, sums);
-}
-
 // Integer sums for `integers`: the tiles keep them over all columns of the group.
 template <class T>
 void sums_int8_tiles(const ga_matrix& w, const Activations& a, const SumBlock& s) {
@@ -173,11 +146,6 @@ inline void for_tile_blocks(const Block& b, int x_bytes, Body&& body) {
             body(t);
         }
     T::release();
-}
-
-template <class T>
-void product_int8_tiles(const ga_matrix& w, const Activations& a, const Block& b) {
-    for_tile_blocks<T>(b, kGroup, [&](const TileBlock& t) { block_int8<T>(w, a, b, t); });
 }
 
 }  // namespace ga

@@ -60,6 +60,8 @@ def test_an_emulated_level_is_called_so(name: str) -> None:
     library.set_level(before)
     words, available = facts["instruction level"].split("(available: ")
     assert words.startswith(f"{name}: EMULATED") and name not in available
+    tiles = name.startswith("amx")
+    assert facts["products"].startswith("int8 as W8A16, int4 as W4A16" if tiles else "int8 as W8A8, int4 as W4A8")
 
 
 def test_a_level_that_is_not_there_is_refused_with_those_that_are() -> None:

@@ -122,15 +122,16 @@ def test_a_shared_expert_has_the_bits_of_an_mlp_beside_the_others(level: str, pr
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_integer_products_are_the_same_on_all_levels(kind: Precision) -> None:
-    """The integer sums are exact; only the last float operations may round differently."""
+def test_integer_products_are_the_same_on_all_levels_without_tiles(kind: Precision) -> None:
+    """The integer sums are exact; only the last float operations may round differently. AMX: see test_tiles.py."""
     before, results = library.level(), []
     ops = CpuOps(kind)
     w = ops.pack_linear([weight(normal(1, 90, 200))])
     x = normal(2, 19, 200)
     for name in library.available_levels():
-        library.set_level(name)
-        results.append(ops.linear(x, w))
+        if not name.startswith("amx"):
+            library.set_level(name)
+            results.append(ops.linear(x, w))
     library.set_level(before)
     for other in results[1:]:
         np.testing.assert_allclose(other, results[0], rtol=1e-5, atol=1e-5)

@@ -26,7 +26,7 @@ LEVEL_REASONS = {
     "forced",
     "avx2": "AVX2 with FMA and F16C: this machine lacks AVX-512 with VNNI and BF16, or the level was forced",
     "avx512": "AVX-512 with VNNI and BF16",
-    "amx": "AMX tiles in bfloat16 and int8, AVX-512 for the rest",
+    "amx": "AMX tiles in bfloat16, and in int8 for a checkpoint's own integers; AVX-512 for the rest",
     "amx-emulated": "EMULATED AMX tiles, slow, for tests",
     "neon": "NEON: this machine lacks the dot product instructions (dotprod), or the level was forced",
     "dotprod": "NEON with dot products: this machine lacks matrix products (i8mm, bf16), or the level was forced",
@@ -115,7 +115,7 @@ class CpuBackend:
             raise BackendError("; ".join(f"{row.op}: {row.reason}" for row in refused))
 
     def describe(self) -> Sequence[Fact]:
-        """Chip, cores, threads and level."""
+        """Chip, cores, threads, level, and what activations become in products."""
         level = library.level()
         reason = LEVEL_REASONS[level]
         if library.is_emulated(level) and "EMULATED" not in reason:
@@ -126,6 +126,7 @@ class CpuBackend:
             Fact("cores", find_cores().describe()),
             Fact("threads", _threads()),
             Fact("instruction level", f"{level}: {reason} (available: {levels})"),
+            Fact("products", _products()),
         ]
 
     def measure(self, threads: int | None = None) -> Limits:
@@ -145,6 +146,13 @@ def _threads() -> str:
     """How many, and where they run."""
     count, cpus = library.threads(), library.pinned()
     return f"{count}, pinned to CPUs {', '.join(map(str, cpus[1:count]))} and the caller" if cpus else str(count)
+
+
+def _products() -> str:
+    """Bits of weights and activations in the two precisions where levels differ."""
+    bits = {name: int(library.load().ga_activation_bits(ctypes.c_int64(KINDS[name]))) for name in ("int8", "int4")}
+    shown = ", ".join(f"{name} as W{name.removeprefix('int')}A{count}" for name, count in bits.items())
+    return f"{shown}: multiplied as bfloat16, whose peak is theirs" if 16 in bits.values() else shown
 
 
 def chip_name() -> str:

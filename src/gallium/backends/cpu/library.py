@@ -12,7 +12,7 @@ from gallium.backends.cpu.cores import find_cores
 from gallium.errors import BackendError, UsageError
 from gallium.settings import environment
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 FILE_NAME = "libgallium_cpu.dylib" if sys.platform == "darwin" else "libgallium_cpu.so"
 MAX_THREADS = 256
 PINNING = ("auto", "on", "off")
