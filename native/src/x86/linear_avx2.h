@@ -19,8 +19,8 @@ using I = __m256i;
 
 // With few rows the weights come from memory, and the processor's own guess does not reach far enough. What is asked for
 // too early fills the buffers that loads wait for, so each of several panels at once is fetched less far ahead. Measured
-// on Zen 3, one row times four panels, 2560 and 640 bytes ahead, as shares of the read limit: int4 76 and 82 %, int8 79
-// and 87 %, bfloat16 86 and 94 %.
+// on one Zen 3 core, one row times four panels, 2560 and 640 bytes ahead, as shares of the read limit in several runs:
+// int4 76 and 82 %, int8 79 and 87 %, bfloat16 86 and 94 %.
 constexpr int64_t kAhead = 2560;
 constexpr int64_t kAheadOfEach = 640;
 constexpr int64_t kHalf = kUnit / 2;  // bytes of a unit that belong to eight rows: one register
