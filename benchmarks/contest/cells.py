@@ -10,6 +10,7 @@ from typing import Literal
 Kind = Literal["prefill", "decode", "start", "served"]
 PREFILL = (128, 512, 2048, 8192)
 CONTEXTS = (128, 2048, 8192)
+AFTER = 128  # room behind a context, for what is decoded
 BATCHES = (1, 4, 8, 16)
 STREAMS = (1, 4, 16)
 SMALL_KV = ((1, 2048), (1, 8192), (16, 2048))  # (batch, context) of the cells whose KV cache has 8 bits
@@ -130,7 +131,7 @@ class Group:
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence, what is decoded included."""
-        return max([c.size for c in self.cells if c.kind in ("prefill", "decode")], default=512) + 128
+        return max([c.size for c in self.cells if c.kind in ("prefill", "decode")], default=512) + AFTER
 
     @property
     def widest(self) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from benchmarks.contest.cells import WORKLOADS, Workload
+from benchmarks.contest.cells import AFTER, CONTEXTS, WORKLOADS, Workload
 from benchmarks.contest.gguf_file import STORED, write_gguf
 from benchmarks.contest.process import Refused
 from benchmarks.contest.vocabulary import end_token, write_tokenizer
@@ -48,9 +48,11 @@ def config_of(shape: str) -> dict[str, Any]:
     facts = shape_config(shape)
     rope = {key: facts[key] for key in ("rope_theta", "partial_rotary_factor")}
     end = end_token(facts["vocab_size"])
+    positions = max(facts["max_position_embeddings"], CONTEXTS[-1] + AFTER)  # what follows the longest context, too
     return {
         "architectures": [ARCHITECTURES[facts["model_type"]]], **facts, "torch_dtype": "bfloat16", "dtype": "bfloat16",
         "rope_parameters": {"rope_type": "default", **rope}, "eos_token_id": end, "pad_token_id": end,
+        "max_position_embeddings": positions,
     }  # fmt: skip
 
 

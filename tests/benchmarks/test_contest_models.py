@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.contest import models
-from benchmarks.contest.cells import Workload
+from benchmarks.contest.cells import WORKLOADS, Workload, all_cells, groups
 from benchmarks.contest.gguf_file import write_gguf
 from benchmarks.contest.process import Refused
 from benchmarks.contest.vocabulary import END, vocabulary, write_tokenizer
@@ -98,3 +98,10 @@ def test_every_id_is_text(size: int, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(tmp_path)
     assert tokenizer.encode("z") == [vocab["z"]]
     assert tokenizer.encode(END) == [size - 1]
+
+
+@pytest.mark.parametrize("workload", [workload for workload in WORKLOADS.values() if workload.shape is not None])
+def test_random_models_have_room_for_their_longest_cell(workload: Workload) -> None:
+    assert workload.shape is not None
+    longest = max(group.longest for group in groups(all_cells()) if group.workload is workload)
+    assert models.config_of(workload.shape)["max_position_embeddings"] >= longest
