@@ -31,7 +31,7 @@ PROJECT = Path(__file__).parents[2]
 RESERVE = 10 << 30  # bytes of the disk that no model may take
 PACKING_CODE = (
     "native/src/pack.cpp", "native/src/best_line.*", "native/src/decode.*", "native/src/half.h",
-    "native/src/magnitude.h",
+    "native/src/magnitude.h", "native/src/round_even.h",
     "native/src/matrix.h", "src/gallium/backends/cpu/kernels_linear.py", "src/gallium/backends/cpu/matrices.py",
     "src/gallium/backends/cpu/stored.py", "src/gallium/checkpoints/packed_writing.py",
     "src/gallium/engine/packing.py", "src/gallium/models/catalog.py", "src/gallium/text/vocabulary.py",

@@ -13,13 +13,13 @@
 
 #include "half.h"
 #include "magnitude.h"
+#include "round_even.h"
 
 namespace ga {
 namespace {
 
 constexpr int kSize = 32, kRanges = 8;
 constexpr float kHalfLargest = 65504.0f;
-constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23: added and taken away it rounds to an integer, ties to even
 
 // How far the ends are moved inwards, in fifteenths of the values' span; chosen for the least squared error of random
 // and real weights. The same pairs stand in quantise.py.
@@ -45,7 +45,7 @@ float sum_of(const float* x) {
 }
 
 inline float to_quant(float v) {
-    const float q = (v + kWhole) - kWhole;
+    const float q = round_even(v);
     const float low = q > 0.0f ? q : 0.0f;  // a NaN, too
     return low < 15.0f ? low : 15.0f;
 }
@@ -78,7 +78,7 @@ bool search(const Group& group, float low, float unit, Line& found) {
         memcpy(&high_end, kHighEnd + c, sizeof high_end);
         const Four scale = 15.0f / (15.0f - low_end - high_end), zero = {}, top = zero + 15.0f;
         for (int i = 0; i < group.n; ++i) {
-            Four v = ((t[i] - low_end) * scale + kWhole) - kWhole;
+            Four v = ((t[i] - low_end) * scale + kNoFraction) - kNoFraction;  // round_even
             v = v > zero ? v : zero;
             v = v < top ? v : top;
             sum += v;

@@ -13,7 +13,7 @@
 namespace ga {
 namespace {
 
-// Calls body(part, piece) for pieces_of(part) pieces of every part. Those of the first parts are begun first.
+// Calls body(part, piece) for pieces_of(part) pieces of every part; each thread goes through its run of them in order.
 template <class P, class Count, class Body>
 void for_pieces(const std::vector<P>& parts, const Count& pieces_of, const Body& body) {
     std::vector<int64_t> ends(parts.size());

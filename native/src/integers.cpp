@@ -3,15 +3,16 @@
 
 #include "linear_kernels.h"
 #include "magnitude.h"
+#include "round_even.h"
 
 namespace ga {
 namespace {
 
 constexpr int64_t kLanes = kPanelRows;
 
-// Half to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction. (rintf is a call on plain x86.)
+// As round_even, with the integer taken from the bits of the sum.
 inline int8_t rounded(float x) {
-    const float shifted = x + 12582912.0f;
+    const float shifted = x + kNoFraction;
     return static_cast<int8_t>(float_to_bits(shifted) - 0x4B400000u);
 }
 

@@ -2,6 +2,7 @@
 #include "kv_cache.h"
 
 #include "half.h"
+#include "round_even.h"
 #include "rows.h"
 
 namespace ga {
@@ -48,9 +49,8 @@ inline float step_of(const float* x, int64_t count) {
 // x / step to the nearest integer, half to even; |x| <= 127 steps.
 inline int8_t code_of(float x, float step) {
     if (!(step > 0.0f)) return 0;
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    const float steps = x / step;     // beyond 127 only where steps are subnormal
-    return static_cast<int8_t>(((steps > 127.0f ? 127.0f : steps < -127.0f ? -127.0f : steps) + magic) - magic);
+    const float steps = x / step;  // beyond 127 only where steps are subnormal
+    return static_cast<int8_t>(round_even(steps > 127.0f ? 127.0f : steps < -127.0f ? -127.0f : steps));
 }
 
 // Codes lie as bfloat16 does; before those of each panel are the steps of its keys.

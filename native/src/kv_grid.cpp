@@ -6,15 +6,10 @@
 //
 // Each is a pass over rows with one constant per column, bound by reading and writing them; rows are independent.
 #include "gallium/attention.h"
+#include "round_even.h"
 #include "rows.h"
 
 namespace {
-
-// Half to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
-inline float rounded(float x) {
-    constexpr float shift = 12582912.0f;
-    return (x + shift) - shift;
-}
 
 template <class F>
 void over_columns(const ga_columns_args& a, F&& f) {
@@ -34,7 +29,7 @@ void ga_kv_codes(const ga_columns_args* args) {
     over_columns(a, [&](float x, int64_t i) {
         const float v = x * a.scale[i] + a.offset[i];
         const float low = v < -128.0f ? -128.0f : v;  // before rounding, which is the same; NaN stays
-        return rounded(low > 127.0f ? 127.0f : low) - a.offset[i];
+        return ga::round_even(low > 127.0f ? 127.0f : low) - a.offset[i];
     });
 }
 

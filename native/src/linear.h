@@ -13,7 +13,7 @@ public:
     // Rows of x (`stride` floats apart) in the form that a matrix like w wants; valid until the next call. False: no memory.
     bool prepare(const float* x, int64_t rows, int64_t stride, const ga_matrix& w, Activations& out);
 
-    // Room for `rows` rows that come piece by piece, by `put`. Not for a matrix with `integers`, whose rows have one scale.
+    // Room for `rows` rows that come piece by piece, by `put`: not those for a matrix with `integers`, which have one scale.
     bool reserve(int64_t rows, const ga_matrix& w, Activations& out);
     // Columns [begin, end) of some row: `x` points to the first of them. They begin on a group, and end on one or with the
     // row. Calls from several threads may go on at once.
@@ -23,7 +23,6 @@ public:
     bool gather(const Activations& from, const int64_t* rows_of, int64_t rows, const ga_matrix& w, Activations& out);
 
 private:
-    bool allocate(int64_t rows, const ga_matrix& w, Activations& out);
     void put_integers(int64_t row, const ga_integers& how, const float* x) const;
 
     Buffer buffer_;

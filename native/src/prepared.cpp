@@ -8,7 +8,7 @@
 namespace ga {
 
 // One piece of memory holds everything; what a form does not need takes no room.
-bool Prepared::allocate(int64_t rows, const ga_matrix& w, Activations& out) {
+bool Prepared::reserve(int64_t rows, const ga_matrix& w, Activations& out) {
     form_ = form_for(w);
     cols_ = w.cols;
     padded_ = padded_cols(w.cols, w.kind);
@@ -41,8 +41,6 @@ bool Prepared::allocate(int64_t rows, const ga_matrix& w, Activations& out) {
     return true;
 }
 
-bool Prepared::reserve(int64_t rows, const ga_matrix& w, Activations& out) { return allocate(rows, w, out); }
-
 void Prepared::put(int64_t row, int64_t begin, int64_t end, const float* x) const {
     const LinearKernels& kernels = linear_kernels();
     const int64_t at = row * padded_ + begin, cols = end - begin;
@@ -71,7 +69,7 @@ bool Prepared::prepare(const float* x, int64_t rows, int64_t stride, const ga_ma
         out.stride = stride;
         return true;
     }
-    if (!allocate(rows, w, out)) return false;
+    if (!reserve(rows, w, out)) return false;
     for_rows(rows, cols_, [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
             if (w.integers)
@@ -85,7 +83,7 @@ bool Prepared::prepare(const float* x, int64_t rows, int64_t stride, const ga_ma
 
 bool Prepared::gather(const Activations& from, const int64_t* rows_of, int64_t rows, const ga_matrix& w,
                       Activations& out) {
-    if (!allocate(rows, w, out)) return false;
+    if (!reserve(rows, w, out)) return false;
     const auto copy = [](auto* to, const auto* source, int64_t row, int64_t source_row, int64_t count) {
         memcpy(to + row * count, source + source_row * count, static_cast<size_t>(count) * sizeof(*to));
     };

@@ -3,6 +3,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "round_even.h"
+
 namespace ga {
 
 // Every member works lane by lane, so a lane's value never depends on its place or on its neighbours.
@@ -126,9 +128,8 @@ struct Portable {
     }
     // Rounded to even; |a| <= 32767.
     static inline void store_codes(int16_t* p, const F& a) {
-        const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
         for (int i = 0; i < 16; ++i) {
-            const float whole = (a.v[i] + magic) - magic;
+            const float whole = round_even(a.v[i]);
             p[i] = whole == whole ? static_cast<int16_t>(whole) : int16_t{0};
         }
     }
@@ -147,8 +148,7 @@ struct Portable {
     static inline float exp1(float x) {
         x = x < -110.0f ? -110.0f : x;
         x = x > 90.0f ? 90.0f : x;
-        const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-        const float n = (x * 1.44269504f + magic) - magic;
+        const float n = round_even(x * 1.44269504f);
         const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
         float q = 0.0013814583653584123f;
         q = q * r + 0.008368724025785923f;
