@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest.cells import Cell, Group
+from benchmarks.contest.cells import AFTER, Cell, Group
 from benchmarks.contest.models import facts_of, kv_bytes
 from benchmarks.contest.peers import ROOT, Peer
 from benchmarks.contest.process import ASK_LIMIT, Process, Refused
@@ -122,7 +122,7 @@ class Contest:
                 stack.callback(process.close)
                 facts = process.load({
                     "model": str(model), "precision": group.precision, "threads": self.threads,
-                    "max_context": 512 + 128 if small else group.longest, "max_batch": 1 if small else group.widest,
+                    "max_context": 512 + AFTER if small else group.longest, "max_batch": 1 if small else group.widest,
                     "spare": 0 if small else group.spare, "kv": group.kv,
                     "kv_bytes": kv_bytes(facts_of(group.workload, ROOT / "models")),
                 }, self.patience)  # fmt: skip
