@@ -28,7 +28,7 @@ ARCHITECTURES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM", "glm4_moe":
 PRECISIONS = {"bf16": "bfloat16", "int8": "int8", "int4": "int4"}
 GALLIUM = Path(sys.executable).parent / "gallium"
 PROJECT = Path(__file__).parents[2]
-RESERVE = 10 << 30  # bytes of the disk that no model may take
+ALL_FORMS = 5  # times a bfloat16 folder's bytes: itself and what three peers' formats take in three precisions
 PACKING_CODE = (
     "native/src/pack.cpp", "native/src/best_line.*", "native/src/decode.*", "native/src/half.h",
     "native/src/magnitude.h", "native/src/round_even.h",
@@ -136,10 +136,10 @@ def packing_mark(source: Path, project: Path = PROJECT, code: tuple[str, ...] = 
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raises Refused where a model of so many bytes would leave the disk without a reserve."""
+    """Raises Refused where the disk has no room for all forms of a model whose bfloat16 folder takes `needed` bytes."""
     free = shutil.disk_usage(folder).free
-    if free < needed + RESERVE:
-        raise Refused(f"its model takes {needed / 1e9:.0f} GB on the disk, of which {free / 1e9:.0f} GB are free")
+    if free < ALL_FORMS * needed:
+        raise Refused(f"its model takes {ALL_FORMS * needed / 1e9:.0f} GB in all formats; {free / 1e9:.0f} GB are free")
 
 
 def _write_random(config: dict[str, Any], folder: Path) -> None:
