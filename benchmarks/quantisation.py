@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallium.backends.cpu.ops import CpuOps
+from gallium.checkpoints.fitting import Fit, best_line, best_scale
 from gallium.checkpoints.opening import open_checkpoint
-from gallium.checkpoints.quantise import RANGES
 from gallium.checkpoints.resolve import default_model_path
 from gallium.checkpoints.tensor import StoredTensor
 from gallium.engine.loading import read_tokenizer
@@ -53,27 +53,14 @@ def divided(x: FloatArray, by: FloatArray) -> FloatArray:
     return np.divide(x, by, out=np.zeros_like(x), where=by != 0)
 
 
-def line(x: FloatArray) -> FloatArray:
-    """int4 of this project (native/src/best_line.cpp): d * q + m, the best line that RANGES lead to."""
-    low, span = x.min(1, keepdims=True), np.ptp(x, axis=1, keepdims=True)
-    unit = span / np.float32(15)
-    t = divided(x - low, unit)
-    d, m, best = unit, low, np.zeros_like(low)
-    for low_end, high_end in RANGES:
-        q = np.clip(np.rint((t - low_end) * (15 / (15 - low_end - high_end))), 0, 15)
-        centred = q - q.mean(1, keepdims=True)
-        along, spread = (centred * t).sum(1, keepdims=True), (centred * centred).sum(1, keepdims=True)
-        gain, slope = divided(along * along, spread), divided(along, spread)
-        d = np.where(gain > best, slope * unit, d)
-        m = np.where(gain > best, low + (t.mean(1, keepdims=True) - slope * q.mean(1, keepdims=True)) * unit, m)
-        best = np.maximum(best, gain)
+def fitted(fit: Callable[[FloatArray], Fit]) -> Callable[[FloatArray], FloatArray]:
+    """Groups as this project's int8 (`best_scale`) or int4 (`best_line`) holds them, at any group size."""
 
-    def on(d: FloatArray, m: FloatArray) -> FloatArray:
-        return half(d) * np.clip(np.rint(divided(x - half(m), half(d))), 0, 15) + half(m)
+    def values(x: FloatArray) -> FloatArray:
+        found = fit(np.ascontiguousarray(x.T))
+        return (found.scale.astype(np.float32) * found.quants + found.offset.astype(np.float32)).T
 
-    plain, searched = on(unit, low), on(d, m)
-    better = ((x - searched) ** 2).sum(1, keepdims=True) < ((x - plain) ** 2).sum(1, keepdims=True)
-    return np.where(better, searched, plain)
+    return values
 
 
 def q4_0(x: FloatArray) -> FloatArray:
@@ -85,9 +72,9 @@ def q4_0(x: FloatArray) -> FloatArray:
 
 
 def q8_0(x: FloatArray) -> FloatArray:
-    """8 bits and a float16 scale: llama.cpp's Q8_0, and with groups of 32 this project's int8."""
-    d = half(np.abs(x).max(1, keepdims=True) / np.float32(127))
-    return d * np.clip(np.rint(divided(x, d)), -127, 127)
+    """llama.cpp's Q8_0: the largest magnitude has quant 127; the scale is rounded after the quants are found."""
+    d = np.abs(x).max(1, keepdims=True) / np.float32(127)
+    return half(d) * np.rint(divided(x, d))
 
 
 def bytes8(x: FloatArray) -> FloatArray:
@@ -107,10 +94,12 @@ def exact(x: FloatArray) -> FloatArray:
     return x
 
 
-WEIGHTS: dict[str, tuple[Rounding, float]] = {"float32": (exact, 32), "int8 per 32 = Q8_0": (in_groups(q8_0, 32), 8.5)}
-WEIGHTS |= {f"int8 per {size or 'row'}": (in_groups(q8_0, size), 8 + (16 / size if size else 0)) for size in (128, 0)}
+WEIGHTS: dict[str, tuple[Rounding, float]] = {"float32": (exact, 32), "Q8_0": (in_groups(q8_0, 32), 8.5)}
+for _size in (32, 128, 0):
+    _bits = 8 + (16 / _size if _size else 0)
+    WEIGHTS[f"int8 per {_size or 'row'}"] = (in_groups(fitted(best_scale), _size), _bits)
 for _size in (32, 64, 128):
-    WEIGHTS[f"int4 d q + m per {_size}"] = (in_groups(line, _size), 4 + 32 / _size)
+    WEIGHTS[f"int4 d q + m per {_size}"] = (in_groups(fitted(best_line), _size), 4 + 32 / _size)
     WEIGHTS[f"int4 d (q - 8) per {_size}" + (" = Q4_0" if _size == 32 else "")] = (
         in_groups(q4_0, _size),
         4 + 16 / _size,
@@ -137,7 +126,8 @@ class Arrays:
     def weight(self, name: str, index: int | None = None) -> StoredTensor:
         array = self.tensors[name]
         if array.ndim == 2 and self.rounding is not exact:
-            array = in_groups(q8_0, 32)(array) if "embed" in name or "head" in name else self.rounding(array)
+            in_8_bits = "embed" in name or "head" in name
+            array = WEIGHTS["int8 per 32"][0](array) if in_8_bits else self.rounding(array)
         return StoredTensor(name, array.shape, "F32", np.ascontiguousarray(array).view(np.uint8).reshape(-1))
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()) -> None:

@@ -30,8 +30,8 @@ GALLIUM = Path(sys.executable).parent / "gallium"
 PROJECT = Path(__file__).parents[2]
 ALL_FORMS = 5  # times a bfloat16 folder's bytes: itself and what three peers' formats take in three precisions
 PACKING_CODE = (
-    "native/src/pack.cpp", "native/src/best_line.*", "native/src/decode.*", "native/src/half.h",
-    "native/src/magnitude.h", "native/src/round_even.h",
+    "native/src/pack.cpp", "native/src/best_line.*", "native/src/best_scale.*", "native/src/group_sums.h",
+    "native/src/decode.*", "native/src/half.h", "native/src/magnitude.h", "native/src/round_even.h",
     "native/src/matrix.h", "src/gallium/backends/cpu/kernels_linear.py", "src/gallium/backends/cpu/matrices.py",
     "src/gallium/backends/cpu/stored.py", "src/gallium/checkpoints/packed_writing.py",
     "src/gallium/engine/packing.py", "src/gallium/models/catalog.py", "src/gallium/text/vocabulary.py",

@@ -47,6 +47,7 @@ TEXTS = tuple(
         "docs/virtual-npu.md", "docs/packed.md", "docs/kernels.md", "LICENSE",
     )
 )  # fmt: skip
+ENCODING_CODE = ("src/gallium/checkpoints/quantise.py", "src/gallium/checkpoints/fitting.py")
 CHUNK = 256  # tokens that stand alone
 QUANTISED = ("int8", "int4")
 RESAMPLED = 2000  # times, for an interval
@@ -136,7 +137,7 @@ def make_models(root: Path) -> None:
     source = make_folder(WORKLOADS["W2"], root)
     folder = root / "quality" / "hf"
     mark = root / "quality" / "mark"
-    made_of = packing_mark(source, code=(*PACKING_CODE, "src/gallium/checkpoints/quantise.py"))
+    made_of = packing_mark(source, code=(*PACKING_CODE, *ENCODING_CODE))
     if mark.exists() and mark.read_text(encoding="utf-8") == made_of:
         return
     shutil.rmtree(root / "quality", ignore_errors=True)

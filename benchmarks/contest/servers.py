@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,21 +33,29 @@ class Load:
 
 def server_of(peer: Peer, model: Path, load: Load) -> Server:
     """Raises Refused where a contender has none."""
-    if peer.name == "gallium":
-        return Server("gallium serve", [
-            str(Path(sys.executable).parent / "gallium"), "serve", str(model), "--port", str(load.port),
-            "--precision", peer.precisions[load.precision], "--threads", str(load.threads), "--max-batch",
-            str(load.streams), "--max-context", str(load.context), "--served-name", "model",
-        ])  # fmt: skip
-    if peer.name == "llama.cpp":
-        return _llama_server(model, load) if LLAMA_SERVER.exists() else _llama_in_python(peer, model, load)
-    if peer.name == "vllm":
-        return Server("vllm", [
-            str(peer.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port",
-            str(load.port), "--max-model-len", str(load.context), "--max-num-seqs", str(load.streams),
-            "--served-model-name", "model", "--dtype", "bfloat16",
-        ])  # fmt: skip
-    raise Refused("has no HTTP server of its own in this package")
+    if peer.name not in SERVERS:
+        raise Refused("has no HTTP server of its own in this package")
+    return SERVERS[peer.name](peer, model, load)
+
+
+def _gallium(peer: Peer, model: Path, load: Load) -> Server:
+    return Server("gallium serve", [
+        str(Path(sys.executable).parent / "gallium"), "serve", str(model), "--port", str(load.port),
+        "--precision", peer.precisions[load.precision], "--threads", str(load.threads), "--max-batch",
+        str(load.streams), "--max-context", str(load.context), "--served-name", "model",
+    ])  # fmt: skip
+
+
+def _vllm(peer: Peer, model: Path, load: Load) -> Server:
+    return Server("vllm", [
+        str(peer.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port",
+        str(load.port), "--max-model-len", str(load.context), "--max-num-seqs", str(load.streams),
+        "--served-model-name", "model", "--dtype", "bfloat16",
+    ])  # fmt: skip
+
+
+def _llama(peer: Peer, model: Path, load: Load) -> Server:
+    return _llama_server(model, load) if LLAMA_SERVER.exists() else _llama_in_python(peer, model, load)
 
 
 def _llama_server(model: Path, load: Load) -> Server:
@@ -67,3 +76,6 @@ def _llama_in_python(peer: Peer, model: Path, load: Load) -> Server:
         "--n_ctx", str(load.context), "--n_threads", str(load.threads), "--n_threads_batch", str(load.threads),
         "--interrupt_requests", "False", "--model_alias", "model",
     ])  # fmt: skip
+
+
+SERVERS: dict[str, Callable[[Peer, Path, Load], Server]] = {"gallium": _gallium, "llama.cpp": _llama, "vllm": _vllm}

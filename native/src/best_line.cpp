@@ -4,13 +4,11 @@
 // as they happen to fall. So ranges are tried whose ends lie a part of a step further in or out. A range gives quants,
 // and quants give the best line through the values in closed form, with its squared error. What is chosen in the end is
 // compared with the plain range, both rounded as they will be stored, so that it is never worse.
-//
-// Arithmetic is in float32 in one order, whatever the machine; src/gallium/checkpoints/quantise.py does the same in NumPy.
-// Ranges are lanes of a vector, values are taken in turn; sums over values have eight lanes, too.
 #include "best_line.h"
 
 #include <math.h>
 
+#include "group_sums.h"
 #include "half.h"
 #include "magnitude.h"
 #include "round_even.h"
@@ -18,31 +16,16 @@
 namespace ga {
 namespace {
 
-constexpr int kSize = 32, kRanges = 8;
-constexpr float kHalfLargest = 65504.0f;
-
 // How far the ends are moved inwards, in fifteenths of the values' span; chosen for the least squared error of random
-// and real weights. The same pairs stand in quantise.py.
-constexpr float kLowEnd[kRanges] = {0.25f, -0.15f, -0.15f, 0.5f, -0.9f, -0.05f, 0.35f, -0.05f};
-constexpr float kHighEnd[kRanges] = {0.25f, -0.15f, 0.5f, -0.15f, -0.05f, -0.9f, -0.05f, 0.35f};
-
-// Four ranges; a type of GCC's and Clang's for vectors of every machine, since compilers make none of loops that short.
-typedef float Four __attribute__((vector_size(16)));
+// and real weights. The same pairs stand in fitting.py.
+constexpr float kLowEnd[kAttempts] = {0.25f, -0.15f, -0.15f, 0.5f, -0.9f, -0.05f, 0.35f, -0.05f};
+constexpr float kHighEnd[kAttempts] = {0.25f, -0.15f, 0.5f, -0.15f, -0.05f, -0.9f, -0.05f, 0.35f};
 
 struct Group {
-    alignas(32) float x[kSize];     // zeros past n
-    alignas(32) float real[kSize];  // 1 where there is a value
+    alignas(32) float x[kValues];     // zeros past n
+    alignas(32) float real[kValues];  // 1 where there is a value
     int n;
 };
-
-// Sums of eight lanes, added in pairs.
-float add_lanes(const float* s) { return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])); }
-
-float sum_of(const float* x) {
-    float lanes[8];
-    for (int j = 0; j < 8; ++j) lanes[j] = ((x[j] + x[8 + j]) + x[16 + j]) + x[24 + j];
-    return add_lanes(lanes);
-}
 
 inline float to_quant(float v) {
     const float q = round_even(v);
@@ -55,13 +38,13 @@ float quantise_on(const Group& group, Line& line) {
     line.d = half_to_float(float_to_half(line.d));
     line.m = half_to_float(float_to_half(line.m));
     const float d = line.d, m = line.m, by = d != 0.0f ? d : 1.0f, used = d != 0.0f ? 1.0f : 0.0f;
-    float quants[kSize], squares[kSize];
-    for (int i = 0; i < kSize; ++i) {
+    float quants[kValues], squares[kValues];
+    for (int i = 0; i < kValues; ++i) {
         quants[i] = to_quant((group.x[i] - m) / by) * (group.real[i] * used);
         const float off = (group.x[i] - (d * quants[i] + m)) * group.real[i];
         squares[i] = off * off;
     }
-    for (int i = 0; i < kSize; ++i) line.q[i] = static_cast<uint8_t>(static_cast<int32_t>(quants[i]));
+    for (int i = 0; i < kValues; ++i) line.q[i] = static_cast<uint8_t>(static_cast<int32_t>(quants[i]));
     return sum_of(squares);
 }
 
@@ -70,9 +53,9 @@ float quantise_on(const Group& group, Line& line) {
 bool search(const Group& group, float low, float unit, Line& found) {
     if (!(unit > kTiny && unit <= kHalfLargest)) return false;
     const float inverse = 1.0f / unit, count = static_cast<float>(group.n);
-    float t[kSize], q[kRanges], qq[kRanges], qt[kRanges];
-    for (int i = 0; i < kSize; ++i) t[i] = (group.x[i] - low) * inverse * group.real[i];
-    for (int c = 0; c < kRanges; c += 4) {
+    float t[kValues], q[kAttempts], qq[kAttempts], qt[kAttempts];
+    for (int i = 0; i < kValues; ++i) t[i] = (group.x[i] - low) * inverse * group.real[i];
+    for (int c = 0; c < kAttempts; c += 4) {
         Four low_end, high_end, sum = {}, square = {}, along = {};
         memcpy(&low_end, kLowEnd + c, sizeof low_end);
         memcpy(&high_end, kHighEnd + c, sizeof high_end);
@@ -91,7 +74,7 @@ bool search(const Group& group, float low, float unit, Line& found) {
     }
     const float mean = sum_of(t) / count;
     float best = 0.0f;
-    for (int c = 0; c < kRanges; ++c) {
+    for (int c = 0; c < kAttempts; ++c) {
         const float along = qt[c] - q[c] * mean, spread = qq[c] - q[c] * q[c] / count;
         const float gain = along * along / spread;  // by so much the squared error falls below that of a constant
         if (!(spread > 0.0f && gain > best)) continue;

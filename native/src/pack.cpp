@@ -1,13 +1,11 @@
 // Packing: stored rows into the panels of a matrix, quantised on the way if the matrix asks for it.
-#include <math.h>
-
 #include <atomic>
 
 #include "best_line.h"
+#include "best_scale.h"
 #include "buffer.h"
 #include "decode.h"
 #include "half.h"
-#include "magnitude.h"
 #include "matrix.h"
 #include "pool.h"
 
@@ -38,17 +36,9 @@ void put_int8_group(char* panel, int64_t lane, int64_t group, uint16_t d, const 
 
 void put_int8(char* panel, int64_t lane, const float* row, int64_t cols) {
     for (int64_t group = 0; group * kGroup < padded_cols(cols, kInt8); ++group) {
-        const float* x = row + group * kGroup;
         const int64_t left = cols - group * kGroup, n = left < 0 ? 0 : left < kGroup ? left : kGroup;
-        const float largest = largest_magnitude(x, n);
-        const uint16_t half = float_to_half(largest <= kLargest ? largest / 127.0f : NAN);
-        const float d = half_to_float(half);
-        int8_t quants[kGroup] = {};
-        for (int64_t i = 0; i < n && d > 0.0f; ++i) {
-            const float q = rintf(x[i] / d);
-            quants[i] = static_cast<int8_t>(q > -127.0f ? (q < 127.0f ? q : 127.0f) : -127.0f);
-        }
-        put_int8_group(panel, lane, group, half, quants);
+        const Scaled best = best_scale(row + group * kGroup, static_cast<int>(n));
+        put_int8_group(panel, lane, group, float_to_half(best.d), best.q);
     }
 }
 

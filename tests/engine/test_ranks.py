@@ -282,7 +282,7 @@ def test_a_load_that_fails_names_the_rank_and_leaves_no_process(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "faults.json").write_text(json.dumps({"1": fault}))
     with pytest.raises(error, match=words):
-        ranked(tmp_path, SILENCE_S, tp=2).load()
+        ranked(tmp_path, SILENCE_S if fault == "hang" else PATIENCE_S, tp=2).load()
     assert children() == []
 
 
