@@ -3,7 +3,7 @@
 The default model's file is quantised itself (Q4_1), so that its weights lie on a grid that some formats hit and others
 do not. Here each matrix's columns are stretched by random factors, and what feeds them is shrunk by the same: the
 model computes the same function, and its weights lie on nobody's grid. Each contender is compared with its own bf16, on
-pieces of several texts; intervals come from drawing pieces anew.
+pieces of several texts and with several draws of the factors; intervals come from drawing pieces anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from benchmarks.contest.cells import WORKLOADS
@@ -132,38 +132,39 @@ def _rounded(values: FloatArray) -> NDArray[np.uint16]:
     return result
 
 
-def make_models(root: Path) -> None:
-    """`quality/`: folder, GGUF files and packed folders of the stretched default model."""
+def make_models(root: Path, draw: int) -> Path:
+    """The folder with one stretched default model: as safetensors, GGUF files and folders of `gallium convert`."""
     source = make_folder(WORKLOADS["W2"], root)
-    folder = root / "quality" / "hf"
-    mark = root / "quality" / "mark"
+    made = root / "quality" / str(draw)
+    folder, mark = made / "hf", made / "mark"
     made_of = packing_mark(source, code=(*PACKING_CODE, *ENCODING_CODE))
     if mark.exists() and mark.read_text(encoding="utf-8") == made_of:
-        return
-    shutil.rmtree(root / "quality", ignore_errors=True)
+        return made
+    shutil.rmtree(made, ignore_errors=True)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     opened = open_checkpoint(source)
-    held = _Held(stretched({name: opened.weight(name).float32() for name in opened.names()}, config))
+    held = _Held(stretched({name: opened.weight(name).float32() for name in opened.names()}, config, draw))
     with (folder / "model.safetensors").open("wb") as out:
         write_safetensors(out, held)
     for precision, name in PRECISIONS.items():
-        write_gguf(root / "quality" / f"{precision}.gguf", config, held, precision, folder / "tokenizer.json")
-        packed = root / "quality" / f"gallium-{precision}"
+        write_gguf(made / f"{precision}.gguf", config, held, precision, folder / "tokenizer.json")
+        packed = made / f"gallium-{precision}"
         run([PEERS["gallium"].python.parent / "gallium", "convert", str(folder), str(packed), "--precision", name])
     mark.write_text(made_of, encoding="utf-8")
+    return made
 
 
 class Rated:
     """One contender with the model in one precision, in a process of its own."""
 
-    def __init__(self, name: str, precision: str, root: Path) -> None:
+    def __init__(self, name: str, precision: str, made: Path) -> None:
         files = {"gallium": f"gallium-{precision}", "llama.cpp": f"{precision}.gguf"}
-        config = json.loads((root / "quality" / "hf" / "config.json").read_text(encoding="utf-8"))
-        self._out = root / "quality" / f"logits-{precision}.npy"
+        config = json.loads((made / "hf" / "config.json").read_text(encoding="utf-8"))
+        self._out = made / f"logits-{precision}.npy"
         self._process = Process(PEERS[name].python, PEERS[name].driver, ROOT / "logs" / f"quality-{name}.log")
         self._process.load({
-            "model": str(root / "quality" / files[name]), "precision": precision, "threads": cores(),
+            "model": str(made / files[name]), "precision": precision, "threads": cores(),
             "max_context": CHUNK + 64, "max_batch": 1, "kv_bytes": kv_bytes(config),
         })  # fmt: skip
 
@@ -193,54 +194,77 @@ def resampled(chunks: NDArray[Any], statistic: Callable[[NDArray[Any]], NDArray[
     return [float(bound) for bound in np.percentile(draws, (2.5, 97.5))]
 
 
-def rate(name: str, chunks: list[list[int]], root: Path) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray[Any]]]:
-    """What each precision costs a contender, and the mean KL of each chunk."""
-    rated = {precision: Rated(name, precision, root) for precision in ("bf16", *QUANTISED)}
+class Costs(NamedTuple):
+    """What a precision costs: KL of each token and whether it has the same first choice, `[draws, pieces, CHUNK]`."""
+
+    kl: FloatArray
+    same: NDArray[np.bool_]
+
+    @property
+    def of_pieces(self) -> FloatArray:
+        """Mean KL of each piece of text, over all draws of weights: draws share the texts, so they are no new ones."""
+        found: FloatArray = self.kl.mean(axis=(0, 2))
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """What is kept in the store."""
+        return {
+            "kl_mean": float(self.kl.mean()), "interval": resampled(self.of_pieces, np.mean),
+            "kl_p95": float(np.percentile(self.kl, 95)), "same": float(self.same.mean()), "tokens": self.kl.size,
+            "draws": len(self.kl),
+        }  # fmt: skip
+
+
+def rate(name: str, chunks: list[list[int]], made: Path) -> dict[str, Costs]:
+    """What each precision costs a contender with one draw of weights."""
+    rated = {precision: Rated(name, precision, made) for precision in ("bf16", *QUANTISED)}
     kl: dict[str, list[FloatArray]] = {precision: [] for precision in QUANTISED}
-    same: dict[str, list[float]] = {precision: [] for precision in QUANTISED}
+    same: dict[str, list[NDArray[np.bool_]]] = {precision: [] for precision in QUANTISED}
     try:
         for ids in chunks:
             exact = rated["bf16"].logits(ids)
             for precision in QUANTISED:
                 got = rated[precision].logits(ids)
                 kl[precision].append(divergence(exact, got))
-                same[precision].append(float((exact.argmax(-1) == got.argmax(-1)).mean()))
+                same[precision].append(exact.argmax(-1) == got.argmax(-1))
     finally:
         for one in rated.values():
             one.close()
-    means = {precision: np.array([chunk.mean() for chunk in kl[precision]]) for precision in QUANTISED}
-    found = {
-        f"{name} {precision}": {
-            "kl_mean": float(means[precision].mean()), "interval": resampled(means[precision], np.mean),
-            "kl_p95": float(np.percentile(np.concatenate(kl[precision]), 95)),
-            "same": float(np.mean(same[precision])), "tokens": sum(map(len, chunks)),
-            "called": PEERS[name].precisions[precision],
-        }
-        for precision in QUANTISED
-    }  # fmt: skip
-    return found, means
+    return {precision: Costs(np.stack(kl[precision])[None], np.stack(same[precision])[None]) for precision in QUANTISED}
+
+
+def over_draws(costs: list[Costs]) -> Costs:
+    """Several draws of weights as one."""
+    return Costs(np.concatenate([one.kl for one in costs]), np.concatenate([one.same for one in costs]))
+
+
+def ratio_interval(ours: Costs, theirs: Costs) -> list[float]:
+    """Of the mean KLs. The same pieces for both, so what makes a piece hard for both is not taken for a difference."""
+    pairs = np.stack([ours.of_pieces, theirs.of_pieces], axis=1)
+    return resampled(pairs, lambda drawn: drawn[:, 0].mean() / drawn[:, 1].mean())
 
 
 def main() -> None:
     """Measure, keep in the store, print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contest.quality", description=__doc__)
-    parser.add_argument("--tokens", type=int, default=6144)
+    parser.add_argument("--tokens", type=int, default=6144, help="of text, for each draw")
+    parser.add_argument("--draws", type=int, default=3, help="of the factors by which columns are stretched")
     parser.add_argument("--store", type=Path, default=ROOT / "contest.json", help="where results are kept")
     how = parser.parse_args()
     store = Store(how.store)
-    root = ROOT / "models"
-    make_models(root)
-    tokenizer = Tokenizer.from_folder(root / "quality" / "hf")
+    tokenizer = Tokenizer.from_folder(make_folder(WORKLOADS["W2"], ROOT / "models"))
     chunks = chunks_of([tokenizer.encode(path.read_text(encoding="utf-8")) for path in TEXTS], how.tokens)
-    means: dict[str, dict[str, NDArray[Any]]] = {}
-    for name in CONTENDERS:
-        found, means[name] = rate(name, chunks, root)
-        store.quality |= found
+    drawn: dict[str, list[dict[str, Costs]]] = {name: [] for name in CONTENDERS}
+    for draw in range(how.draws):
+        made = make_models(ROOT / "models", draw)
+        for name in CONTENDERS:
+            drawn[name].append(rate(name, chunks, made))
     for precision in QUANTISED:
-        # The same chunks for both, so what makes a chunk hard for both is not taken for a difference.
-        pairs = np.stack([means[name][precision] for name in CONTENDERS], axis=1)
-        ratio = resampled(pairs, lambda drawn: drawn[:, 0].mean() / drawn[:, 1].mean())
-        store.quality[f"{CONTENDERS[0]} {precision}"]["ratio_interval"] = ratio
+        ours, theirs = (over_draws([costs[precision] for costs in drawn[name]]) for name in CONTENDERS)
+        for name, costs in zip(CONTENDERS, (ours, theirs), strict=True):
+            called = PEERS[name].precisions[precision]
+            store.quality[f"{name} {precision}"] = costs.summary() | {"called": called}
+        store.quality[f"{CONTENDERS[0]} {precision}"]["ratio_interval"] = ratio_interval(ours, theirs)
     store.save()
     print("\n".join(quality_table(store)))
 

@@ -142,25 +142,23 @@ def quality_table(store: Store) -> list[str]:
     """What quantisation costs on text."""
     if not store.quality:
         return []
-    tokens = next(iter(store.quality.values()))["tokens"]
+    first = next(iter(store.quality.values()))
     lines = [
-        f"KL against the contender's own bf16 over {tokens} tokens of English text, the default model with weights",
-        "that lie on no format's grid (`python -m benchmarks.contest.quality`):",
+        f"KL against the contender's own bf16 over {first['tokens']} tokens of English text, the default model with",
+        f"weights that lie on no format's grid, drawn {first['draws']} times (`python -m benchmarks.contest.quality`):",
         "", "| | mean, nats (95 % interval) | 95th percentile | same first choice |", "|---|---|---|---|",
     ]  # fmt: skip
     for name, found in store.quality.items():
         label = f"{name.partition(' ')[0]} {found['called']}"
-        mean = f"{found['kl_mean']:.5f}" + (
-            " ({:.5f} to {:.5f})".format(*found["interval"]) if "interval" in found else ""
-        )
+        low, high = found["interval"]
+        mean = f"{found['kl_mean']:.5f} ({low:.5f} to {high:.5f})"
         lines.append(f"| {label} | {mean} | {found['kl_p95']:.5f} | {found['same']:.1%} |")
     for name, found in store.quality.items():
         if "ratio_interval" in found:
             low, high = found["ratio_interval"]
-            lines += [
-                "",
-                f"{name} / its counterpart, the same pieces of text: {low:.3f} to {high:.3f} (95 % interval).",
-            ]
+            there = store.quality[f"llama.cpp {name.partition(' ')[2]}"]
+            ratio = found["kl_mean"] / there["kl_mean"]
+            lines += ["", f"{name} / {there['called']}, the same pieces: {ratio:.3f} ({low:.3f} to {high:.3f})."]
     return lines
 
 

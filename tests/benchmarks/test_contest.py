@@ -202,13 +202,19 @@ def test_the_report_has_ratios_goals_and_reasons(tmp_path: Path) -> None:
     store.put(one, {"gallium": Score([24.0], facts=facts), "llama.cpp": Score([12.0]), "vllm": Score(reason="no int4")})
     store.put(Cell("W1", "int4", "start").key, {"gallium": Score([1.0], facts=facts), "llama.cpp": Score([2.0])})
     store.quality = {
-        f"{name} int4": {"kl_mean": kl, "kl_p95": 1.0, "same": 0.9, "tokens": 7, "called": "Q4"}
+        f"{name} int4": {
+            "kl_mean": kl, "interval": [kl - 0.01, kl + 0.01], "kl_p95": 1.0, "same": 0.9, "tokens": 7, "draws": 3,
+            "called": "Q4",
+        }
         for name, kl in (("gallium", 0.1), ("llama.cpp", 0.2))
-    }
+    }  # fmt: skip
+    store.quality["gallium int4"]["ratio_interval"] = [0.4, 0.6]
     text = entry(store, "a command")
     assert f"| {one} | 24.0 | 12.0 | 2.00 |" in text
     assert "vllm: no int4 (1 cells" in text
     assert "read 20.0 GB/s" in text
+    assert "7 tokens" in text and "drawn 3 times" in text and "| gallium Q4 | 0.10000 (0.09000 to 0.11000) |" in text
+    assert "gallium int4 / Q4, the same pieces: 0.500 (0.400 to 0.600)." in text
     found = {v.what: v for v in verdicts(store, LIMITS)}
     assert found["W1 int4 decode 1@128"].ratio == pytest.approx(24 * 773e6 / 20e9 / 0.85, rel=0.2)
     assert found["W1 int4 decode 1@128"].met

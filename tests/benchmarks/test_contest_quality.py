@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.contest.quality import CHUNK, chunks_of, divergence, resampled, stretched
+from benchmarks.contest.quality import (
+    CHUNK,
+    Costs,
+    chunks_of,
+    divergence,
+    over_draws,
+    ratio_interval,
+    resampled,
+    stretched,
+)
 
 from gallium.cli.random_model import RandomCheckpoint
 from gallium.models.config import read_spec
@@ -60,3 +69,20 @@ def test_an_interval_is_about_two_standard_errors() -> None:
     low, high = resampled(chunks, np.mean)
     assert low < chunks.mean() < high
     assert high - low == pytest.approx(4 * 1 / 20, rel=0.15)
+
+
+def costs(level: float, seed: int) -> Costs:
+    """Of 30 pieces, some of which are hard for everybody."""
+    hard = np.random.default_rng(0).exponential(1, (1, 30, 1))
+    kl = level * hard * np.random.default_rng(seed).uniform(0.9, 1.1, (1, 30, CHUNK))
+    return Costs(kl.astype(np.float32), kl < level)
+
+
+def test_draws_are_averaged_and_pieces_are_paired() -> None:
+    ours, theirs = over_draws([costs(1.0, 1), costs(3.0, 2)]), over_draws([costs(4.0, 3), costs(4.0, 4)])
+    found = ours.summary()
+    assert found["draws"] == 2 and found["tokens"] == 2 * 30 * CHUNK
+    np.testing.assert_allclose(ours.of_pieces, ours.kl.reshape(2, 30, CHUNK).mean(2).mean(0), rtol=1e-5)
+    low, high = ratio_interval(ours, theirs)
+    assert low < 0.5 < high and high - low < 0.02  # pieces differ by factors, their ratio hardly does
+    assert found["interval"][1] - found["interval"][0] > 0.2
