@@ -8,12 +8,14 @@ import shlex
 import sys
 import time
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.contest.cells import choose, groups
 from benchmarks.contest.install import install
 from benchmarks.contest.limits import measure_limits
 from benchmarks.contest.peers import PEERS, ROOT, Peer
+from benchmarks.contest.plots import draw
 from benchmarks.contest.process import Refused
 from benchmarks.contest.report import entry, inserted
 from benchmarks.contest.rounds import Contest, OutOfTime
@@ -101,9 +103,7 @@ def _write(how: argparse.Namespace, store: Store) -> None:
 
 
 def _draw(how: argparse.Namespace, store: Store) -> list[Path]:
-    try:
-        from benchmarks.contest.plots import draw
-    except ImportError:
+    if find_spec("matplotlib") is None:
         print("no plots: they need matplotlib (the extra `bench`)", file=sys.stderr)
         return []
     return draw(store, how.plots)

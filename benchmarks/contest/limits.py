@@ -1,4 +1,4 @@
-"""What the machine can do at best, measured before and after the cells: the better figure counts."""
+"""What the machine can do at best, measured before and after what is compared with it: the better figure counts."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contest.cells import AFTER, Cell, Group
+from benchmarks.contest.limits import best, measure_limits
 from benchmarks.contest.models import facts_of, kv_bytes
 from benchmarks.contest.peers import ROOT, Peer
 from benchmarks.contest.process import ASK_LIMIT, Process, Refused
@@ -62,7 +63,7 @@ class Contest:
                     if scores[name].reason:
                         continue
                     try:
-                        rate = _ask(process, cell if number else _warming(cell), self.patience)
+                        rate, limits = self._ask(process, cell if number else _warming(cell))
                     except Refused as refusal:
                         scores[name] = Score(reason=str(refusal))
                         if not process.alive:
@@ -71,9 +72,22 @@ class Contest:
                         continue
                     if number:
                         scores[name].rounds.append(rate)
+                        scores[name].limits += limits
             for name, (process, _) in running.items():
                 scores[name].facts = scores[name].facts | {"peak_bytes": process.peak_memory()}
             self._keep(cell, scores)
+
+    def _ask(self, process: Process, cell: Cell) -> tuple[float, list[dict[str, Any]]]:
+        """A figure; with one sequence also the machine's limits around it. Decoding is then as fast as memory is, and
+        that is its neighbours' too: on a virtual machine it changes within seconds."""
+        if cell.kind == "prefill":
+            return process.ask("prefill", self.patience, tokens=cell.size), []
+        asked = {"batch": cell.batch, "context": cell.size, "tokens": NEW_TOKENS}
+        if cell.batch > 1:
+            return process.ask("decode", self.patience, **asked), []
+        before = measure_limits(self.threads)
+        rate = process.ask("decode", self.patience, **asked)
+        return rate, [best([before, measure_limits(self.threads)])]
 
     def _start(self, group: Group) -> dict[str, Score]:
         """Seconds from the start of the process to the first token, and peak memory after some work.
@@ -156,9 +170,3 @@ def model_of(peer: Peer, group: Group) -> Path:
 def _warming(cell: Cell) -> Cell:
     """What warms up for a cell: of a long prompt a part, since all is computed in parts of at most so many tokens."""
     return replace(cell, size=min(cell.size, 512)) if cell.kind == "prefill" else cell
-
-
-def _ask(process: Process, cell: Cell, limit: float) -> float:
-    if cell.kind == "prefill":
-        return process.ask("prefill", limit, tokens=cell.size)
-    return process.ask("decode", limit, batch=cell.batch, context=cell.size, tokens=NEW_TOKENS)

@@ -16,6 +16,7 @@ class Score:
     rounds: list[float] = field(default_factory=list)
     reason: str = ""
     facts: dict[str, Any] = field(default_factory=dict)  # version, memory and the like
+    limits: list[dict[str, Any]] = field(default_factory=list)  # what the machine could do around each round
 
     @property
     def median(self) -> float | None:

@@ -118,6 +118,8 @@ def contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contest:
     monkeypatch.setattr(rounds, "Process", Scripted)
     monkeypatch.setattr(Scripted, "log", [])
     monkeypatch.setattr(Scripted, "asked", [])
+    speeds = iter(range(1, 100))
+    monkeypatch.setattr(rounds, "measure_limits", lambda threads: LIMITS | {"read": 1e9 * next(speeds)})
     store = Store(tmp_path / "contest.json")
     return Contest([scripted("gallium"), scripted("rival"), scripted("broken")], store, threads=2, rounds=2, budget=60)
 
@@ -130,6 +132,14 @@ def test_contenders_take_turns_and_a_broken_one_is_a_reason(contest: Contest) ->
     assert scores["gallium"].rounds == [30.0, 50.0]  # the first turn warmed up
     assert scores["broken"].reason == "ended by SIGSEGV"
     assert scores["rival"].facts["peak_bytes"] == 2_000_000_000
+
+
+def test_decoding_one_sequence_has_the_limits_around_each_round(contest: Contest) -> None:
+    (group,) = groups(choose(["W1/int4/decode/1@128", "W1/int4/decode/4@128"]))
+    contest.run(group)
+    one, four = (contest.store.cells[f"W1/int4/decode/{batch}@128"]["gallium"] for batch in (1, 4))
+    assert [around["read"] / 1e9 for around in one.limits] == [6, 10]  # the later of 5 and 6, of 9 and 10
+    assert four.rounds and not four.limits
 
 
 def test_who_keeps_another_kv_cache_says_so(contest: Contest) -> None:
@@ -199,7 +209,9 @@ def test_the_report_has_ratios_goals_and_reasons(tmp_path: Path) -> None:
     store.limits = [LIMITS, LIMITS]
     facts = {"weight_bytes": 900_000_000, "kv_bytes": 0, "peak_bytes": 1_000_000_000}
     one = Cell("W1", "int4", "decode", 1, 128).key
-    store.put(one, {"gallium": Score([24.0], facts=facts), "llama.cpp": Score([12.0]), "vllm": Score(reason="no int4")})
+    around = [{"read": 25e9, "peak": LIMITS["peak"]}, {"read": 20e9, "peak": LIMITS["peak"]}]
+    ours = Score([24.0, 24.0], facts=facts, limits=around)
+    store.put(one, {"gallium": ours, "llama.cpp": Score([12.0]), "vllm": Score(reason="no int4")})
     store.put(Cell("W1", "int4", "start").key, {"gallium": Score([1.0], facts=facts), "llama.cpp": Score([2.0])})
     store.quality = {
         f"{name} int4": {
@@ -216,7 +228,7 @@ def test_the_report_has_ratios_goals_and_reasons(tmp_path: Path) -> None:
     assert "7 tokens" in text and "drawn 3 times" in text and "| gallium Q4 | 0.10000 (0.09000 to 0.11000) |" in text
     assert "gallium int4 / Q4, the same pieces: 0.500 (0.400 to 0.600)." in text
     found = {v.what: v for v in verdicts(store, LIMITS)}
-    assert found["W1 int4 decode 1@128"].ratio == pytest.approx(24 * 773e6 / 20e9 / 0.85, rel=0.2)
+    assert found["W1 int4 decode 1@128"].ratio == pytest.approx(24 * 773e6 * (1 / 25e9 + 1 / 20e9) / 2 / 0.85, rel=0.2)
     assert found["W1 int4 decode 1@128"].met
     assert found["KL of int4 on text"].ratio == pytest.approx(2)
     assert not found["W1 int4 start to first token"].met
