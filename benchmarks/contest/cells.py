@@ -30,7 +30,8 @@ class Long:
 class Workload:
     """One model. `shape` is that of `gallium bench --shape`; None is the embedded default model, real weights.
 
-    With `long` it is the default model's shape and random weights, fewer layers and more positions.
+    With `long` it is the default model's shape and random weights, fewer layers and more positions. `positions`: the
+    tokens of its longest context, if cells could ask for more.
     """
 
     name: str
@@ -38,13 +39,18 @@ class Workload:
     shape: str | None
     precisions: tuple[str, ...]
     long: Long | None = None
+    positions: int | None = None
+
+    def holds(self, tokens: int) -> bool:
+        """Whether there is room for so many tokens, and for what is decoded after them."""
+        return self.positions is None or tokens + AFTER <= self.positions
 
 
 WORKLOADS = {
     w.name: w
     for w in (
         Workload("W1", "GLM-Edge-1.5B's shape", "glm-edge-1.5b", PRECISIONS),
-        Workload("W2", "the embedded default model, SmolLM2-135M-Instruct", None, PRECISIONS),
+        Workload("W2", "the embedded default model, SmolLM2-135M-Instruct", None, PRECISIONS, positions=8192),
         Workload("W3", "GLM-4-9B's shape", "glm-4-9b", ("int4",)),
         Workload("W4", "a GLM-4.5-like mixture of experts, 64 experts of 768", "glm-4.5-small", ("int4",)),
         Workload("W2-32k", "6 layers of W2's shape, for a long context", None, ("int4",), Long(6, LONG + 256)),
@@ -81,8 +87,9 @@ def all_cells() -> Iterator[Cell]:
                 yield from (Cell(*facts, "decode", 1, LONG, kv) for kv in (16, 8))
                 continue
             yield Cell(*facts, "start")
-            yield from (Cell(*facts, "prefill", 1, tokens) for tokens in PREFILL)
-            yield from (Cell(*facts, "decode", batch, context) for context in CONTEXTS for batch in BATCHES)
+            yield from (Cell(*facts, "prefill", 1, tokens) for tokens in PREFILL if workload.holds(tokens))
+            contexts = [context for context in CONTEXTS if workload.holds(context)]
+            yield from (Cell(*facts, "decode", batch, context) for context in contexts for batch in BATCHES)
             yield from (Cell(*facts, "served", 1, streams) for streams in STREAMS)
             if workload.name == "W1":
                 yield Cell(*facts, "start", kv=8)

@@ -19,6 +19,10 @@ from benchmarks.contest.rounds import Contest, OutOfTime
 from benchmarks.contest.served import parse_events, percentile
 from benchmarks.contest.store import Score, Store, best_peer
 
+from gallium.checkpoints.opening import open_checkpoint
+from gallium.checkpoints.resolve import default_model_path
+from gallium.models.config import read_spec
+
 LIMITS = {"at": "00:00", "read": 20e9, "peak": {"bf16": 2e11, "int8": 4e11, "int4": 8e11}}
 
 
@@ -31,6 +35,13 @@ def test_keys_are_unique_and_choose_cells() -> None:
     assert set(choose(SETS["telling"])) == set(choose(["telling"]))
     with pytest.raises(ValueError, match="no cell is called 'W9'"):
         choose(["W9"])
+
+
+def test_no_cell_asks_for_more_than_the_default_model_holds() -> None:
+    keys = {cell.key for cell in choose(["all"])}
+    assert {"W1/int4/prefill/8192", "W2/int4/prefill/2048", "W2/int4/decode/1@2048"} <= keys
+    assert not keys & {"W2/int4/prefill/8192", "W2/int4/decode/1@8192"}
+    assert read_spec(open_checkpoint(default_model_path()).config).max_positions == WORKLOADS["W2"].positions
 
 
 def test_groups_say_what_room_their_cells_need() -> None:
