@@ -246,6 +246,15 @@ def test_the_report_has_ratios_goals_and_reasons(tmp_path: Path) -> None:
     assert found["W1/int4/start: peak memory"].met
 
 
+def test_a_long_context_is_compared_at_equal_memory(tmp_path: Path) -> None:
+    store = Store(tmp_path / "contest.json")
+    for size, rate, read in ((128, 30.0, 40e9), (8192, 20.0, 20e9)):
+        score = Score([rate, rate], facts={"weight_bytes": 900_000_000}, limits=[LIMITS | {"read": read}] * 2)
+        store.put(Cell("W1", "int4", "decode", 1, size).key, {"gallium": score})
+    (found,) = (v for v in verdicts(store, LIMITS) if "1@8192" in v.what)
+    assert found.reached == "1.33 x"  # 20 tokens of 20 GB beside 30 of 40
+
+
 def test_the_report_names_servers_causes_and_plots(tmp_path: Path) -> None:
     store = Store(tmp_path / "contest.json")
     store.limits = [LIMITS]
