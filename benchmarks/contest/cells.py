@@ -19,26 +19,18 @@ PRECISIONS = ("bf16", "int8", "int4")
 
 
 @dataclass(frozen=True)
-class Long:
-    """How the default model is cut for a long context."""
-
-    layers: int
-    positions: int
-
-
-@dataclass(frozen=True)
 class Workload:
     """One model. `shape` is that of `gallium bench --shape`; None is the embedded default model, real weights.
 
-    With `long` it is the default model's shape and random weights, fewer layers and more positions. `positions`: the
-    tokens of its longest context, if cells could ask for more.
+    With `layers` it is the default model's shape and random weights, with so many layers and `positions`. `positions`:
+    the tokens of its longest context, if cells could ask for more.
     """
 
     name: str
     what: str
     shape: str | None
     precisions: tuple[str, ...]
-    long: Long | None = None
+    layers: int | None = None
     positions: int | None = None
 
     def holds(self, tokens: int) -> bool:
@@ -53,7 +45,7 @@ WORKLOADS = {
         Workload("W2", "the embedded default model, SmolLM2-135M-Instruct", None, PRECISIONS, positions=8192),
         Workload("W3", "GLM-4-9B's shape", "glm-4-9b", ("int4",)),
         Workload("W4", "a GLM-4.5-like mixture of experts, 64 experts of 768", "glm-4.5-small", ("int4",)),
-        Workload("W2-32k", "6 layers of W2's shape, for a long context", None, ("int4",), Long(6, LONG + 256)),
+        Workload("W2-32k", "6 layers of W2's shape, for a long context", None, ("int4",), 6, LONG + 256),
     )
 }
 
@@ -83,7 +75,7 @@ def all_cells() -> Iterator[Cell]:
     for workload in WORKLOADS.values():
         for precision in workload.precisions:
             facts = (workload.name, precision)
-            if workload.long is not None:
+            if workload.layers is not None:
                 yield from (Cell(*facts, "decode", 1, LONG, kv) for kv in (16, 8))
                 continue
             yield Cell(*facts, "start")

@@ -53,17 +53,27 @@ def _bandwidth(store: Store) -> Iterator[Verdict]:
         shape = WORKLOADS[workload].shape
         if score is None or shape is None or not score.facts.get("weight_bytes") or not score.limits:
             continue
-        step = score.facts["weight_bytes"] * Work.of(read_spec(shape_config(shape))).share_read(1)
-        step += 128 * kv_bytes(config_of(shape))
-        reads = [(rate * step, around["read"]) for rate, around in zip(score.rounds, score.limits, strict=True)]
-        share = median(read / limit for read, limit in reads)
-        shown = ", ".join(f"{read / 1e9:.1f} of {limit / 1e9:.1f}" for read, limit in reads)
+        step = _bytes_read(score, shape, 128)
+        share = step * _per_byte_read(score)
+        rounds = zip(score.rounds, score.limits, strict=True)
+        shown = ", ".join(f"{rate * step / 1e9:.1f} of {around['read'] / 1e9:.1f}" for rate, around in rounds)
         yield Verdict(
             f"{workload} {precision} decode 1@128",
             "85 % of the read limit",
             f"{share:.0%} ({shown} GB/s)",
             share / 0.85,
         )
+
+
+def _bytes_read(score: Score, shape: str, context: int) -> float:
+    """By a step that decodes one sequence: weights, and the KV cache of its context."""
+    weights = score.facts.get("weight_bytes", 0) * Work.of(read_spec(shape_config(shape))).share_read(1)
+    return float(weights + context * kv_bytes(config_of(shape)))
+
+
+def _per_byte_read(score: Score) -> float:
+    """Tokens per byte that could have been read meanwhile, the middle round."""
+    return median(rate / around["read"] for rate, around in zip(score.rounds, score.limits, strict=True))
 
 
 def _against(store: Store) -> Iterator[Verdict]:
@@ -104,19 +114,12 @@ def _context(store: Store) -> Iterator[Verdict]:
         shape = WORKLOADS["W1"].shape
         if short is None or long is None or shape is None or not short.limits or not long.limits:
             continue
-        weights = short.facts.get("weight_bytes", 0) * Work.of(read_spec(shape_config(shape))).share_read(1)
-        token = kv_bytes(config_of(shape))
-        explained = (weights + 128 * token) / (weights + 8192 * token)
+        explained = _bytes_read(short, shape, 128) / _bytes_read(short, shape, 8192)
         ratio = _per_byte_read(long) / _per_byte_read(short)
         yield Verdict(
             f"W1 {precision} decode 1@8192 against 1@128", f"at least {0.85 * explained:.2f} x at equal memory",
             f"{ratio:.2f} x", ratio / (0.85 * explained),
         )  # fmt: skip
-
-
-def _per_byte_read(score: Score) -> float:
-    """Tokens per byte that could have been read meanwhile, the middle round."""
-    return median(rate / around["read"] for rate, around in zip(score.rounds, score.limits, strict=True))
 
 
 def _served(store: Store) -> Iterator[Verdict]:

@@ -76,8 +76,8 @@ def make_folder(workload: Workload, root: Path) -> Path:
     folder = root / workload.name / "hf"
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        if workload.long is not None:
-            cut = {"num_hidden_layers": workload.long.layers, "max_position_embeddings": workload.long.positions}
+        if workload.layers is not None:
+            cut = {"num_hidden_layers": workload.layers, "max_position_embeddings": workload.positions}
             _write_random(facts_of(WORKLOADS["W2"], root) | cut, folder)
         elif workload.shape is None:
             _convert_default(folder)

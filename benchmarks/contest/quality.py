@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.contest.cells import WORKLOADS
 from benchmarks.contest.gguf_file import write_gguf
 from benchmarks.contest.models import (
+    GALLIUM,
     PACKING_CODE,
     PRECISIONS,
     kv_bytes,
@@ -150,7 +151,7 @@ def make_models(root: Path, draw: int) -> Path:
     for precision, name in PRECISIONS.items():
         write_gguf(made / f"{precision}.gguf", config, held, precision, folder / "tokenizer.json")
         packed = made / f"gallium-{precision}"
-        run([PEERS["gallium"].python.parent / "gallium", "convert", str(folder), str(packed), "--precision", name])
+        run([GALLIUM, "convert", str(folder), str(packed), "--precision", name])
     mark.write_text(made_of, encoding="utf-8")
     return made
 

@@ -80,11 +80,11 @@ class Contest:
     def _ask(self, process: Process, cell: Cell) -> tuple[float, list[dict[str, Any]]]:
         """A figure; with one sequence also the machine's limits around it. Decoding is then as fast as memory is, and
         that is its neighbours' too: on a virtual machine it changes within seconds."""
-        if cell.kind == "prefill":
-            return process.ask("prefill", self.patience, tokens=cell.size), []
         asked = {"batch": cell.batch, "context": cell.size, "tokens": NEW_TOKENS}
-        if cell.batch > 1:
-            return process.ask("decode", self.patience, **asked), []
+        if cell.kind == "prefill":
+            asked = {"tokens": cell.size}
+        if cell.kind == "prefill" or cell.batch > 1:
+            return process.ask(cell.kind, self.patience, **asked), []
         before = measure_limits(self.threads)
         rate = process.ask("decode", self.patience, **asked)
         return rate, [best([before, measure_limits(self.threads)])]

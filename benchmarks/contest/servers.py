@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.contest.models import GALLIUM
 from benchmarks.contest.peers import LLAMA_SERVER, Peer
 from benchmarks.contest.process import Refused
 
@@ -40,7 +40,7 @@ def server_of(peer: Peer, model: Path, load: Load) -> Server:
 
 def _gallium(peer: Peer, model: Path, load: Load) -> Server:
     return Server("gallium serve", [
-        str(Path(sys.executable).parent / "gallium"), "serve", str(model), "--port", str(load.port),
+        str(GALLIUM), "serve", str(model), "--port", str(load.port),
         "--precision", peer.precisions[load.precision], "--threads", str(load.threads), "--max-batch",
         str(load.streams), "--max-context", str(load.context), "--served-name", "model",
     ])  # fmt: skip

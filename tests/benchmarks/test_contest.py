@@ -57,8 +57,8 @@ def test_a_kv_cache_of_8_bits_is_loaded_for_itself() -> None:
 def test_a_long_context_has_a_model_of_its_own() -> None:
     cells = choose(["W2-32k/*"])
     assert {(cell.kind, cell.size) for cell in cells} == {("decode", 32768)}
-    long = WORKLOADS["W2-32k"].long
-    assert long is not None and max(group.longest for group in groups(cells)) <= long.positions
+    positions = WORKLOADS["W2-32k"].positions
+    assert positions is not None and max(group.longest for group in groups(cells)) <= positions
 
 
 def test_a_store_comes_back_as_it_was(tmp_path: Path) -> None:

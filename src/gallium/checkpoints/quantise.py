@@ -44,20 +44,20 @@ def _q4_1(values: Floats) -> Bytes:
 
 
 def _in_parts(values: Floats, encode: Callable[[Floats], Bytes]) -> Bytes:
-    """So many blocks at a time that what is computed of them stays in the processor's cache."""
+    """Blocks as columns, so many at a time that what is computed of them stays in the processor's cache."""
     blocks = values.reshape(-1, 32)
-    coded = [encode(blocks[start : start + CACHED].T) for start in range(0, len(blocks), CACHED)]
+    coded = [encode(np.ascontiguousarray(blocks[start : start + CACHED].T)) for start in range(0, len(blocks), CACHED)]
     return np.concatenate(coded) if len(coded) != 1 else coded[0]
 
 
 def _q8_0_blocks(blocks: Floats) -> Bytes:
-    found = best_scale(np.ascontiguousarray(blocks))
+    found = best_scale(blocks)
     quants = found.quants.astype(np.int8).T
     return np.concatenate([found.scale[:, None].view(np.uint8), quants.view(np.uint8)], axis=1).reshape(-1)
 
 
 def _q4_1_blocks(blocks: Floats) -> Bytes:
-    found = best_line(np.ascontiguousarray(blocks))
+    found = best_line(blocks)
     nibbles = found.quants.astype(np.uint8)
     packed = (nibbles[:16] | nibbles[16:] << np.uint8(4)).T
     ends = np.stack([found.scale, found.offset], axis=1)
